@@ -1,0 +1,50 @@
+# The commands of the project. `make` alone lists them.
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 60
+SOAK_CASES ?= 20000
+FUZZ_TARGETS := header l2_entry snapshot_table image
+
+# mkfs.ext4, debugfs and e2fsck live in sbin, which a plain user's PATH often lacks.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench fuzz soak test-needs
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: test-needs ## Show the program at work on a real file system, checked against qemu-img
+	$(CARGO) build --release -p cowimg-cli
+	COWIMG="$$($(CARGO) metadata --no-deps --format-version 1 \
+	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/cowimg" cowimg-cli/demo.sh
+
+test: test-needs ## Run every test; installs qemu-utils and e2fsprogs when they are missing
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; $(CARGO) nextest run --workspace; \
+	else set -x; $(CARGO) test --workspace --lib --bins --tests; fi
+	$(CARGO) test --workspace --doc
+
+lint: ## Formatting, clippy and documentation; every warning is an error
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p cowimg --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+bench: ## Measure the library's inner loops
+	$(CARGO) bench -p cowimg-benches
+
+fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nightly toolchain
+	@$(CARGO) +nightly --version >/dev/null 2>&1 || { \
+	    echo "make fuzz: cargo-fuzz needs a nightly compiler: rustup toolchain install nightly" >&2; exit 1; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { set -x; $(CARGO) install --locked cargo-fuzz; }
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	    mkdir -p fuzz/corpus/$$target; \
+	    (set -x; $(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target testdata -- \
+	        -max_total_time=$(FUZZ_SECONDS) -timeout=20); \
+	done
+
+soak: test-needs ## Run the property tests with SOAK_CASES (20000) cases each, optimised
+	PROPTEST_CASES=$(SOAK_CASES) $(CARGO) test --release --workspace --lib --bins --tests
+
+test-needs:
+	@.ci/needs
