@@ -1,0 +1,48 @@
+//! What a guest sees: a row of bytes of fixed size that can be read and, perhaps, written.
+//!
+//! Image engines implement [`Disk`] and receive their backing file as one; no engine opens anything.
+
+use std::fmt;
+
+use crate::error::Result;
+use crate::extent::Extent;
+use crate::range::ByteRange;
+
+/// What may become of the space behind a range that is to read as zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ZeroMode {
+    /// Keep the space that is there, so that later writes need none.
+    KeepSpace,
+    /// Give the space back where that is possible.
+    Unmap,
+}
+
+/// A guest's disk.
+///
+/// Positional and thread-safe. A write that has returned is seen by every later read; it survives a power cut
+/// after the next [`Disk::flush`] that has returned.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` with the bytes at `offset`; the range must lie within the disk.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes `buf` at `offset`; the range must lie within the disk.
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes the range read as zeroes.
+    fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()>;
+
+    /// Says that the guest no longer needs the range. What it reads as afterwards is zeroes where the format can say
+    /// so without exposing older data, and its former content elsewhere.
+    fn discard(&self, range: ByteRange) -> Result<()>;
+
+    /// Returns when everything acknowledged before the call survives a power cut (rule W9).
+    fn flush(&self) -> Result<()>;
+
+    /// The extent that starts at `offset`, as far as one look tells and at most to `offset + max_len`; `offset` must
+    /// lie within the disk and `max_len` be above 0. Backing layers are asked where this one is silent; extents that
+    /// touch and are alike may come in pieces.
+    fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent>;
+}

@@ -1,0 +1,212 @@
+//! The one error type of the library: what went wrong, with which file, and where in it.
+//!
+//! Match on [`Error::kind`]; print the error itself. A message never repeats its source: `io::Error`s are
+//! reached through [`std::error::Error::source`] and are part of the `Display` text once, at the end.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::corruption::Corruption;
+use crate::range::ByteRange;
+
+/// Result of the library's own calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with its context: the kind, the file that it is about (where one is known), and the byte range.
+#[derive(Debug)]
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    path: Option<PathBuf>,
+    range: Option<ByteRange>,
+}
+
+/// What went wrong. Match on this; new kinds may come, so keep a `_` arm.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused an operation.
+    #[error("could not {action}: {}", OsMessage(source))]
+    Io {
+        /// What was being done, as a verb phrase: "open", "read", "write the L2 table".
+        action: &'static str,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The file is not an image of the format that was asked for.
+    #[error("not a {expected} image: {why}")]
+    WrongFormat {
+        /// The format that was asked for.
+        expected: &'static str,
+        /// What was found instead.
+        why: String,
+    },
+    /// The image contradicts itself or its specification.
+    #[error("the image is damaged: {0}")]
+    Corrupt(Corruption),
+    /// The image is valid and uses a feature that this version does not handle.
+    #[error("{0}")]
+    Unsupported(String),
+    /// An argument makes no sense here.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// A guest range that does not lie within the disk.
+    #[error("the range ends past the disk, whose size is {size} bytes")]
+    OutOfBounds {
+        /// Size of the disk in bytes.
+        size: u64,
+    },
+    /// A change was asked of an image that was opened for reading, or whose storage cannot be written.
+    #[error("the image is open read-only")]
+    ReadOnly,
+    /// An earlier I/O error left memory and file possibly different (rule W8), so that the image refuses writes.
+    #[error("an earlier write failed ({first}), so the image takes no more writes until it is opened anew")]
+    Failed {
+        /// The text of the error that caused this state.
+        first: String,
+    },
+    /// The policy for files that an image may name refused one.
+    #[error("the image names {name:?} as its {role}, which the policy does not allow: {why}")]
+    Refused {
+        /// The name as it stands in the image.
+        name: String,
+        /// "backing file" or "data file".
+        role: &'static str,
+        /// Which rule refused it.
+        why: &'static str,
+    },
+    /// A backing file that the image names could not be opened.
+    #[error("could not open its backing file {name:?}: {source}")]
+    Backing {
+        /// The name as it stands in the image.
+        name: String,
+        /// Why not.
+        source: Box<Error>,
+    },
+    /// The backing files form a loop.
+    #[error("its backing chain comes back to this file")]
+    BackingLoop,
+    /// The backing chain has more layers than the limit.
+    #[error("its backing chain has more than {limit} layers")]
+    ChainTooDeep {
+        /// The limit in force, in layers.
+        limit: usize,
+    },
+    /// The image's structures exceed a limit on memory.
+    #[error("{what} would take {bytes} bytes of memory; the limit is {limit}")]
+    LimitExceeded {
+        /// Which structure.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The caller cancelled the job.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// The operating system's message without Rust's "(os error N)".
+struct OsMessage<'a>(&'a io::Error);
+
+impl fmt::Display for OsMessage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        f.write_str(text.split(" (os error").next().unwrap_or(&text))
+    }
+}
+
+impl Error {
+    /// An error of `kind`, with no file and no range yet.
+    pub fn new(kind: ErrorKind) -> Error {
+        Error { inner: Box::new(Inner { kind, path: None, range: None }) }
+    }
+
+    /// An I/O error; `action` is a verb phrase ("read the header").
+    pub fn io(action: &'static str, source: io::Error) -> Error {
+        Error::new(ErrorKind::Io { action, source })
+    }
+
+    /// An argument that makes no sense; `what` is a whole sentence for a person, without a full stop.
+    pub fn invalid(what: impl Into<String>) -> Error {
+        Error::new(ErrorKind::InvalidArgument(what.into()))
+    }
+
+    /// A feature that this version does not handle; `what` names it.
+    pub fn unsupported(what: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Unsupported(what.into()))
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.inner.kind
+    }
+
+    /// The file that the error is about, where one is known.
+    pub fn path(&self) -> Option<&Path> {
+        self.inner.path.as_deref()
+    }
+
+    /// The guest or file range that the error is about, in bytes, where one is known.
+    pub fn range(&self) -> Option<ByteRange> {
+        self.inner.range
+    }
+
+    /// Names the file, unless a deeper layer has named one already.
+    #[must_use]
+    pub fn at_path(mut self, path: impl AsRef<Path>) -> Error {
+        self.inner.path.get_or_insert_with(|| path.as_ref().to_path_buf());
+        self
+    }
+
+    /// States the range in bytes, unless a deeper layer has stated one already.
+    #[must_use]
+    pub fn at_range(mut self, range: ByteRange) -> Error {
+        self.inner.range.get_or_insert(range);
+        self
+    }
+
+    /// The operating system's error kind, where there is one.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self.kind() {
+            ErrorKind::Io { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = self.path() {
+            write!(f, "{}: ", path.display())?;
+        }
+        write!(f, "{}", self.kind())?;
+        if let Some(range) = self.range() {
+            write!(f, " (at byte {}, {} bytes)", range.start(), range.len())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self.kind() {
+            ErrorKind::Io { source, .. } => Some(source),
+            ErrorKind::Corrupt(corruption) => Some(corruption),
+            ErrorKind::Backing { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<Corruption> for Error {
+    fn from(corruption: Corruption) -> Error {
+        Error::new(ErrorKind::Corrupt(corruption))
+    }
+}
