@@ -1,0 +1,35 @@
+//! Header fields that change while an image is in use, each as one write within the header's first sector (rule W5).
+//!
+//! | bytes | fields | changes |
+//! |---|---|---|
+//! | 24..48 | size, crypt_method, l1_size, l1_table_offset | resize |
+//! | 48..60 | refcount_table_offset, refcount_table_clusters | the refcount table moves |
+//! | 88..96 | autoclear_features | before the first change of an image |
+
+use super::address::HostOffset;
+use super::features::Autoclear;
+use super::header::Header;
+
+/// Offset within the file, and the bytes to write there.
+pub type FieldWrite = (u64, Vec<u8>);
+
+/// The fields that say how large the disk is and where its L1 table stands.
+pub fn size_and_l1_table(header: &Header) -> FieldWrite {
+    let mut bytes = header.size.to_be_bytes().to_vec();
+    bytes.extend(header.crypt_method.code().to_be_bytes());
+    bytes.extend(header.l1_entries.to_be_bytes());
+    bytes.extend(header.l1_table.get().to_be_bytes());
+    (24, bytes)
+}
+
+/// The pointer to the refcount table.
+pub fn refcount_table(offset: HostOffset, clusters: u32) -> FieldWrite {
+    let mut bytes = offset.get().to_be_bytes().to_vec();
+    bytes.extend(clusters.to_be_bytes());
+    (48, bytes)
+}
+
+/// The autoclear feature bits (version 3 only).
+pub fn autoclear(features: Autoclear) -> FieldWrite {
+    (88, features.0.to_be_bytes().to_vec())
+}
