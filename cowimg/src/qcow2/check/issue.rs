@@ -1,0 +1,422 @@
+//! What a check can find, as values, and the log that keeps them within bounds.
+//!
+//! The lines for leaks, wrong refcounts and wrong copied flags have the form that scripts have been searching for
+//! since there are checks of this format; the others say in plain words what is wrong and where.
+
+use std::fmt;
+
+/// What a finding means for the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Space is held that nothing uses. No data is at risk.
+    Leak,
+    /// Structures contradict each other: data may be wrong, or may become wrong with the next write.
+    Corruption,
+    /// Something could not be checked.
+    CheckError,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Severity::Leak => "leak",
+            Severity::Corruption => "corruption",
+            Severity::CheckError => "check error",
+        })
+    }
+}
+
+/// One finding of a check. Printed, it is one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckIssue {
+    /// What it means for the image.
+    pub severity: Severity,
+    /// What was found, and where.
+    pub finding: Finding,
+    /// How often it counts in the report's totals: a wrong entry of an L2 table that three snapshots share is listed
+    /// once and counts three times.
+    pub times: u64,
+}
+
+/// An entry of an L1 table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct L1Site {
+    /// Where in the file the entry is, in bytes.
+    pub host: u64,
+    /// Its index in the active L1 table; `None` in a snapshot's.
+    pub index: Option<u64>,
+    /// The entry as stored.
+    pub entry: u64,
+}
+
+/// An entry of an L2 table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct L2Site {
+    /// Where in the file the table starts, in bytes.
+    pub table: u64,
+    /// The entry's index in the table.
+    pub index: u64,
+    /// The guest offset in bytes that the entry maps, where the active L1 table refers to the table.
+    pub guest: Option<u64>,
+    /// The entry as stored (its first word, where L2 entries are extended).
+    pub entry: u64,
+}
+
+/// What is wrong with an L1 entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum L1Problem {
+    /// Bits are set that are reserved.
+    ReservedBits,
+    /// Bits are set, and there is no table.
+    NoTable,
+    /// The table does not start at a cluster boundary.
+    Unaligned,
+    /// The copied flag says the opposite of the table's refcount.
+    Copied {
+        /// The table's refcount as stored.
+        refcount: u64,
+    },
+}
+
+/// What is wrong with an L2 entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum L2Problem {
+    /// Bits are set that are reserved.
+    ReservedBits,
+    /// The zero flag, which version 2 does not have.
+    ZeroInVersion2,
+    /// The data cluster does not start at a cluster boundary.
+    Unaligned,
+    /// A compressed cluster with the copied flag, which would let it be overwritten in place.
+    CopiedCompressed,
+    /// A compressed cluster in an image whose data is in a file of its own.
+    CompressedWithDataFile,
+    /// A compressed cluster with subclusters.
+    CompressedWithSubclusters {
+        /// The entry's second word.
+        subclusters: u64,
+    },
+    /// Subclusters that are both allocated and zero.
+    SubclustersTwice {
+        /// The entry's second word.
+        subclusters: u64,
+    },
+    /// Allocated subclusters, and no cluster that could hold them.
+    SubclustersNowhere {
+        /// The entry's second word.
+        subclusters: u64,
+    },
+    /// The copied flag says the opposite of the cluster's refcount.
+    Copied {
+        /// The cluster's refcount as stored.
+        refcount: u64,
+    },
+}
+
+/// What a check found. Offsets are in bytes of the image file, clusters are numbered from its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Finding {
+    /// A cluster's refcount is higher than the number of references to it.
+    Leaked {
+        /// The cluster.
+        cluster: u64,
+        /// Its refcount as stored.
+        refcount: u64,
+        /// The references that were found.
+        references: u64,
+    },
+    /// A cluster's refcount is lower than the number of references to it.
+    RefcountTooLow {
+        /// The cluster.
+        cluster: u64,
+        /// Its refcount as stored.
+        refcount: u64,
+        /// The references that were found.
+        references: u64,
+    },
+    /// A cluster has more references than a refcount of this image can say. Counts once for each that is too much.
+    TooManyReferences {
+        /// The cluster.
+        cluster: u64,
+        /// The references that were found.
+        references: u64,
+        /// The largest refcount.
+        max: u64,
+    },
+    /// Refcounts that cannot be read. Counts once for each cluster.
+    RefcountsUnknown {
+        /// Index of their block in the refcount table.
+        block: u64,
+        /// Where the block is said to be.
+        host: u64,
+        /// The first cluster whose refcount is unknown.
+        first_cluster: u64,
+        /// How many there are.
+        clusters: u64,
+        /// Why.
+        why: String,
+    },
+    /// An entry of the refcount table that cannot be used.
+    RefcountTableEntry {
+        /// Its index.
+        index: u64,
+        /// The entry as stored.
+        entry: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A refcount block that is something else as well.
+    SharedRefcountBlock {
+        /// Its index in the refcount table.
+        index: u64,
+        /// Where it is.
+        host: u64,
+        /// References to its cluster.
+        references: u64,
+    },
+    /// An entry of an L1 table.
+    L1Entry {
+        /// Which entry.
+        site: L1Site,
+        /// What is wrong with it.
+        problem: L1Problem,
+    },
+    /// An entry of an L2 table.
+    L2Entry {
+        /// Which entry.
+        site: L2Site,
+        /// What is wrong with it.
+        problem: L2Problem,
+    },
+    /// Something is said to lie where the file has no bytes.
+    PastEnd {
+        /// What.
+        what: &'static str,
+        /// Where.
+        host: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The length of the file in bytes.
+        file_len: u64,
+    },
+    /// An entry of the snapshot table.
+    Snapshot {
+        /// Its index in the table.
+        index: u64,
+        /// The snapshot's ID and name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The image has snapshots and an external data file, which cannot have any.
+    SnapshotsWithDataFile {
+        /// Number of snapshots.
+        count: u64,
+    },
+    /// The snapshot table cannot be read as one, so that what the snapshots refer to is not known.
+    SnapshotTable {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The bitmap directory cannot be read as one, so that what the bitmaps refer to is not known.
+    BitmapDirectory {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An entry of the bitmap directory.
+    Bitmap {
+        /// Its index.
+        index: u64,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// An entry of a bitmap's table.
+    BitmapTableEntry {
+        /// Where in the file the entry is.
+        host: u64,
+        /// The entry as stored.
+        entry: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The host could not read a structure.
+    Unreadable {
+        /// Which.
+        what: &'static str,
+        /// Where it is.
+        host: u64,
+        /// The operating system's answer.
+        why: String,
+    },
+}
+
+impl Finding {
+    /// What it means for the image.
+    pub const fn severity(&self) -> Severity {
+        match self {
+            Finding::Leaked { .. } => Severity::Leak,
+            Finding::RefcountsUnknown { .. } | Finding::SnapshotTable { .. } | Finding::Unreadable { .. } => {
+                Severity::CheckError
+            }
+            _ => Severity::Corruption,
+        }
+    }
+
+    /// The copied flags are looked at while the tables are in memory; they are listed last all the same, for they
+    /// matter least and are often a consequence.
+    const fn is_about_copied(&self) -> bool {
+        matches!(
+            self,
+            Finding::L1Entry { problem: L1Problem::Copied { .. }, .. }
+                | Finding::L2Entry { problem: L2Problem::Copied { .. }, .. }
+        )
+    }
+}
+
+impl fmt::Display for CheckIssue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.finding)?;
+        match self.times {
+            0 | 1 => Ok(()),
+            times => write!(f, " (counts {times} times)"),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Finding::Leaked { cluster, refcount, references } => {
+                write!(f, "Leaked cluster {cluster} refcount={refcount} reference={references}")
+            }
+            Finding::RefcountTooLow { cluster, refcount, references } => {
+                write!(f, "ERROR cluster {cluster} refcount={refcount} reference={references}")
+            }
+            Finding::TooManyReferences { cluster, references, max } => {
+                write!(f, "ERROR cluster {cluster} has {references} references, refcounts go to {max} only")
+            }
+            Finding::SharedRefcountBlock { index, host, references } => {
+                write!(
+                    f,
+                    "ERROR refcount block {index} refcount={references}: offset {host:#x} is used twice"
+                )
+            }
+            Finding::L1Entry { site, problem } => write_l1(f, site, *problem),
+            Finding::L2Entry { site, problem } => write_l2(f, site, *problem),
+            Finding::RefcountsUnknown { block, host, first_cluster, clusters, why } => write!(
+                f,
+                "ERROR no refcounts for {clusters} clusters from {first_cluster} on: refcount block {block} at offset \
+                 {host:#x}: {why}"
+            ),
+            Finding::RefcountTableEntry { index, entry, why } => {
+                write!(f, "ERROR refcount table entry {index} ({entry:#x}): {why}")
+            }
+            Finding::PastEnd { what, host, len, file_len } => write!(
+                f,
+                "ERROR {what} at offset {host:#x} ({len} bytes) lies past the end of the file ({file_len} bytes)"
+            ),
+            Finding::Snapshot { index, name, why } => write!(f, "ERROR snapshot {index} ({name}): {why}"),
+            Finding::SnapshotsWithDataFile { count } => {
+                write!(f, "ERROR {count} snapshots in an image with an external data file")
+            }
+            Finding::SnapshotTable { why } => write!(f, "ERROR the snapshot table cannot be read: {why}"),
+            Finding::BitmapDirectory { why } => write!(f, "ERROR {why}"),
+            Finding::Bitmap { index, why } => write!(f, "ERROR bitmap {index} of the directory: {why}"),
+            Finding::BitmapTableEntry { host, entry, why } => {
+                write!(f, "ERROR bitmap table entry {entry:#x} at offset {host:#x}: {why}")
+            }
+            Finding::Unreadable { what, host, why } => {
+                write!(f, "ERROR could not read {what} at offset {host:#x}: {why}")
+            }
+        }
+    }
+}
+
+fn write_l1(f: &mut fmt::Formatter<'_>, site: &L1Site, problem: L1Problem) -> fmt::Result {
+    let L1Site { host, index, entry } = *site;
+    if let (L1Problem::Copied { refcount }, Some(index)) = (problem, index) {
+        return write!(
+            f,
+            "ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}"
+        );
+    }
+    match index {
+        Some(index) => write!(f, "ERROR L1 entry {index} ({entry:#x}): ")?,
+        None => write!(f, "ERROR L1 entry of a snapshot at offset {host:#x} ({entry:#x}): ")?,
+    }
+    match problem {
+        L1Problem::ReservedBits => f.write_str("reserved bits are set"),
+        L1Problem::NoTable => f.write_str("flags are set for a table that does not exist"),
+        L1Problem::Unaligned => f.write_str("the L2 table does not start at a cluster boundary"),
+        L1Problem::Copied { refcount } => write!(f, "the copied flag contradicts the refcount {refcount}"),
+    }
+}
+
+fn write_l2(f: &mut fmt::Formatter<'_>, site: &L2Site, problem: L2Problem) -> fmt::Result {
+    let L2Site { table, index, guest, entry } = *site;
+    if let L2Problem::Copied { refcount } = problem {
+        return write!(f, "ERROR OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}");
+    }
+    write!(f, "ERROR L2 entry {index} ({entry:#x}) of the table at offset {table:#x}")?;
+    if let Some(guest) = guest {
+        write!(f, ", guest offset {guest:#x}")?;
+    }
+    f.write_str(": ")?;
+    match problem {
+        L2Problem::ReservedBits => f.write_str("reserved bits are set"),
+        L2Problem::ZeroInVersion2 => f.write_str("the zero flag is set, which version 2 does not have"),
+        L2Problem::Unaligned => f.write_str("the cluster does not start at a cluster boundary"),
+        L2Problem::CopiedCompressed => f.write_str("the copied flag is set on a compressed cluster"),
+        L2Problem::CompressedWithDataFile => f.write_str("a compressed cluster in an image with a data file"),
+        L2Problem::CompressedWithSubclusters { subclusters } => {
+            write!(f, "a compressed cluster with subclusters ({subclusters:#x})")
+        }
+        L2Problem::SubclustersTwice { subclusters } => {
+            write!(f, "subclusters are both allocated and zero ({subclusters:#x})")
+        }
+        L2Problem::SubclustersNowhere { subclusters } => {
+            write!(f, "subclusters are allocated ({subclusters:#x}) and the cluster is not")
+        }
+        L2Problem::Copied { refcount } => write!(f, "the copied flag contradicts the refcount {refcount}"),
+    }
+}
+
+/// The findings of a check: all are counted, the first ones are kept.
+#[derive(Debug, Default)]
+pub(super) struct IssueLog {
+    listed: Vec<CheckIssue>,
+    listed_last: Vec<CheckIssue>,
+    pub(super) leaks: u64,
+    pub(super) corruptions: u64,
+    pub(super) check_errors: u64,
+}
+
+impl IssueLog {
+    /// Records a finding that counts `times` times.
+    pub(super) fn add(&mut self, finding: Finding, times: u64) {
+        if times == 0 {
+            return;
+        }
+        let severity = finding.severity();
+        let total = match severity {
+            Severity::Leak => &mut self.leaks,
+            Severity::Corruption => &mut self.corruptions,
+            Severity::CheckError => &mut self.check_errors,
+        };
+        *total = total.saturating_add(times);
+        let list = if finding.is_about_copied() { &mut self.listed_last } else { &mut self.listed };
+        if list.len() < super::CheckReport::MAX_ISSUES {
+            list.push(CheckIssue { severity, finding, times });
+        }
+    }
+
+    /// The first of them.
+    pub(super) fn into_issues(mut self) -> Vec<CheckIssue> {
+        self.listed.append(&mut self.listed_last);
+        self.listed.truncate(super::CheckReport::MAX_ISSUES);
+        self.listed
+    }
+}

@@ -1,0 +1,118 @@
+//! How many references there are to each cluster of the file, in memory that follows what is referred to and not
+//! what the file's length promises.
+//!
+//! Counts are 16 bits wide, in pages that exist where something was counted; a count that needs more is kept aside.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Clusters counted by a page. Small, so that references scattered on purpose do not fill the memory.
+const PAGE: u64 = 512;
+/// A count of this value is in the map.
+const ASIDE: u16 = u16::MAX;
+
+/// References to each cluster.
+#[derive(Debug)]
+pub(super) struct References {
+    pages: Vec<Option<Box<[u16; PAGE as usize]>>>,
+    aside: HashMap<u64, u64>,
+    clusters: u64,
+}
+
+impl References {
+    /// The most clusters that a file may have to be checked, QEMU's limit: counting all would take 4 GiB.
+    pub(super) const MAX_CLUSTERS: u64 = i32::MAX as u64;
+
+    /// No references to any of `clusters` clusters.
+    pub(super) fn new(clusters: u64) -> Result<References> {
+        if clusters > Self::MAX_CLUSTERS {
+            return Err(Error::new(ErrorKind::LimitExceeded {
+                what: "counting the references to the image's clusters",
+                bytes: clusters.saturating_mul(2),
+                limit: Self::MAX_CLUSTERS * 2,
+            }));
+        }
+        // One more than there are: the file may end within its last cluster.
+        let pages = (0..(clusters + 1).div_ceil(PAGE)).map(|_| None).collect();
+        Ok(References { pages, aside: HashMap::new(), clusters })
+    }
+
+    /// Clusters that have a count: those of the file, and the one after its end once it is referred to.
+    pub(super) fn clusters(&self) -> u64 {
+        self.clusters
+    }
+
+    /// References to a cluster.
+    pub(super) fn get(&self, cluster: u64) -> u64 {
+        let page = self.pages.get((cluster / PAGE) as usize);
+        match page.and_then(Option::as_ref).map_or(0, |page| page[(cluster % PAGE) as usize]) {
+            ASIDE => self.aside.get(&cluster).copied().unwrap_or(u64::from(ASIDE)),
+            count => u64::from(count),
+        }
+    }
+
+    /// Counts `times` more. The cluster is at most the one after the file's last.
+    pub(super) fn add(&mut self, cluster: u64, times: u64) {
+        let count = self.get(cluster).saturating_add(times);
+        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return };
+        self.clusters = self.clusters.max(cluster + 1);
+        let page = page.get_or_insert_with(|| Box::new([0; PAGE as usize]));
+        let slot = &mut page[(cluster % PAGE) as usize];
+        *slot = u16::try_from(count).unwrap_or(ASIDE);
+        if *slot == ASIDE {
+            self.aside.insert(cluster, count);
+        }
+    }
+
+    /// The first of `clusters` that may have references. Looks at no page beyond them.
+    pub(super) fn next_counted(&self, clusters: Range<u64>) -> Option<u64> {
+        if clusters.is_empty() {
+            return None;
+        }
+        let mut pages = clusters.start / PAGE..=(clusters.end - 1) / PAGE;
+        let page = pages.find(|&page| self.pages.get(page as usize).is_some_and(Option::is_some))?;
+        Some(clusters.start.max(page * PAGE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_exact_past_sixteen_bits() {
+        let mut references = References::new(10_000).unwrap();
+        for times in [1, 65_533, 1, 1, 1 << 40] {
+            references.add(7, times);
+        }
+        assert_eq!(references.get(7), (1 << 40) + 65_536);
+        assert_eq!(references.get(6), 0);
+        references.add(7, u64::MAX);
+        assert_eq!(references.get(7), u64::MAX);
+    }
+
+    #[test]
+    fn the_cluster_after_the_last_counts_once_it_is_referred_to() {
+        let mut references = References::new(4096).unwrap();
+        assert_eq!(references.clusters(), 4096);
+        references.add(4096, 1);
+        assert_eq!((references.clusters(), references.get(4096)), (4097, 1));
+    }
+
+    #[test]
+    fn memory_follows_what_is_counted_and_has_a_limit() {
+        let mut references = References::new(References::MAX_CLUSTERS).unwrap();
+        references.add(1 << 30, 1);
+        assert_eq!(references.pages.iter().flatten().count(), 1);
+        let end = References::MAX_CLUSTERS;
+        assert_eq!(references.next_counted(5..end), Some(1 << 30));
+        assert_eq!(references.next_counted(5..1 << 30), None);
+        assert_eq!(references.next_counted((1 << 30) + 5..(1 << 30) + 5), None);
+        assert_eq!(references.next_counted((1 << 30) + 5..end), Some((1 << 30) + 5));
+        assert_eq!(references.next_counted((1 << 30) + PAGE..end), None);
+        let error = References::new(References::MAX_CLUSTERS + 1).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::LimitExceeded { .. }));
+    }
+}

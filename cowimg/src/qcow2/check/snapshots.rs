@@ -1,0 +1,82 @@
+//! The snapshot table, for what it refers to.
+
+use super::issue::Finding;
+use super::ledger::{Ledger, Subject};
+use super::tables::Tables;
+use super::window::Window;
+use crate::format::qcow2::{Header, Snapshot, TABLE_ENTRY_SIZE, Version};
+
+/// QEMU's limit on the table.
+const MAX_TABLE: u64 = 64 << 20;
+
+/// What there is to count.
+#[derive(Debug)]
+pub(super) struct SnapshotTable {
+    /// Length of the table in bytes.
+    pub(super) len: u64,
+    /// The snapshots' L1 tables.
+    pub(super) l1_tables: Tables,
+}
+
+impl SnapshotTable {
+    fn empty() -> SnapshotTable {
+        SnapshotTable { len: 0, l1_tables: Tables { what: "a snapshot's L1 table", places: Vec::new() } }
+    }
+
+    /// Reads the table. One that makes no sense counts for nothing: what it refers to is not known.
+    pub(super) fn read(subject: &Subject<'_>, ledger: &mut Ledger) -> SnapshotTable {
+        let count = u64::from(subject.header.snapshot_count);
+        if subject.has_data_file() && count > 0 {
+            ledger.report(Finding::SnapshotsWithDataFile { count });
+        }
+        let mut table = SnapshotTable::empty();
+        let mut window = Window::new(*subject);
+        for index in 0..count {
+            match table.read_entry(subject, &mut window) {
+                Ok(snapshot) => table.take(subject, ledger, index, &snapshot),
+                Err(why) => {
+                    ledger.complete = false;
+                    ledger.report(Finding::SnapshotTable { why: format!("entry {index}: {why}") });
+                    return SnapshotTable::empty();
+                }
+            }
+        }
+        table
+    }
+
+    fn read_entry(&mut self, subject: &Subject<'_>, window: &mut Window<'_>) -> Result<Snapshot, String> {
+        let start = self.len.next_multiple_of(8);
+        let host = subject.header.snapshot_table.0.saturating_add(start);
+        let bytes = window.at(host, Snapshot::MAX_LEN as u64).map_err(|error| error.to_string())?;
+        let (snapshot, used) = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
+        self.len = start + used as u64;
+        if self.len > MAX_TABLE {
+            return Err(format!("the table is longer than {MAX_TABLE} bytes"));
+        }
+        Ok(snapshot)
+    }
+
+    fn take(&mut self, subject: &Subject<'_>, ledger: &mut Ledger, index: u64, snapshot: &Snapshot) {
+        let mut problem = |why| {
+            let name = format!("{} {}", printable(&snapshot.id), printable(&snapshot.name));
+            ledger.report(Finding::Snapshot { index, name, why });
+        };
+        // Version 3 wants the size of the disk, and of the machine's state in 64 bits.
+        if subject.header.version == Version::V3 && snapshot.extra.disk_size.is_none() {
+            problem("its entry is incomplete");
+        }
+        let (start, len) = (snapshot.l1_table.0, u64::from(snapshot.l1_entries) * TABLE_ENTRY_SIZE);
+        if !subject.geometry.is_aligned(start) {
+            problem("its L1 table does not start at a cluster boundary");
+        } else if len > Header::MAX_L1_BYTES {
+            problem("its L1 table is larger than 32 MiB");
+        } else {
+            self.l1_tables.places.push((start, len));
+        }
+    }
+}
+
+/// The start of a text of the image, fit for a terminal.
+fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).chars().take(64).flat_map(char::escape_debug).collect()
+}

@@ -1,0 +1,97 @@
+//! Compressed clusters: read whole, written whole, never in place.
+//!
+//! The cluster that was decompressed last is kept, so that reading one in small pieces decompresses it once.
+
+use std::sync::PoisonError;
+
+use super::Qcow2;
+use super::metadata::{Freed, Space};
+use crate::codec;
+use crate::corruption::Corruption;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::qcow2::{CompressedRun, GuestOffset, HostCluster, L2Entry};
+use crate::storage::StorageExt;
+
+/// The cluster that was decompressed last.
+#[derive(Debug, Default)]
+pub(super) struct DecompressedCluster {
+    run: Option<CompressedRun>,
+    bytes: Vec<u8>,
+}
+
+impl Qcow2 {
+    /// Fills `part`, which lies within one guest cluster, from that cluster's compressed bytes.
+    pub(super) fn read_compressed(&self, part: &mut [u8], offset: u64, run: CompressedRun) -> Result<()> {
+        let start = self.geometry.offset_in_cluster(offset) as usize;
+        let mut last = self.decompressed.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.run != Some(run) {
+            last.run = None;
+            last.bytes.resize(self.cluster_size() as usize, 0);
+            self.decompress(run, offset, &mut last.bytes)?;
+            last.run = Some(run);
+        }
+        part.copy_from_slice(&last.bytes[start..start + part.len()]);
+        Ok(())
+    }
+
+    fn decompress(&self, run: CompressedRun, offset: u64, cluster: &mut [u8]) -> Result<()> {
+        let mut packed = vec![0; run.max_len() as usize];
+        self.storage
+            .read_padded_at(&mut packed, run.host.get())
+            .map_err(|error| Error::io("read a compressed cluster", error))?;
+        codec::decompress(self.compression, &packed, cluster).map_err(|error| {
+            if matches!(error, codec::CodecError::NotBuilt { .. }) {
+                return Error::unsupported(error.to_string());
+            }
+            let guest = self.geometry.align_down(offset);
+            Corruption::CompressedData { guest, host: run.host.get() }.into()
+        })
+    }
+
+    /// What was decompressed may be from clusters that are about to hold something else.
+    pub(super) fn forget_decompressed(&self) {
+        self.decompressed.lock().unwrap_or_else(PoisonError::into_inner).run = None;
+    }
+
+    /// Stores `packed`, the compressed bytes of the whole guest cluster at `offset`. They must be fewer than a cluster.
+    pub(crate) fn write_compressed(&self, packed: &[u8], offset: u64) -> Result<()> {
+        let cluster_size = self.cluster_size();
+        let in_bounds = offset < self.size() && self.geometry.is_aligned(offset);
+        if !in_bounds || packed.is_empty() || packed.len() as u64 >= cluster_size {
+            return Err(Error::invalid("a compressed cluster is written whole, at a cluster boundary"));
+        }
+        self.begin_change()?;
+        self.commit_if_due()?;
+        let _in_flight = self.epochs.enter();
+        let first = self.geometry.guest_cluster(GuestOffset(offset));
+        let _ours = self.cluster_locks.lock(first.get(), first.get() + 1);
+        let run = self.reserve_bytes(packed.len() as u64)?;
+        let stored = self
+            .storage
+            .write_all_at(packed, run.host.get())
+            .map_err(|error| Error::io("write a compressed cluster", error))
+            .and_then(|()| self.publish(first, 1, Space::Keep, |_, _| L2Entry::Compressed(run)));
+        if stored.is_err() {
+            self.release_bytes(run);
+        }
+        stored
+    }
+
+    fn reserve_bytes(&self, len: u64) -> Result<CompressedRun> {
+        let mut meta = self.lock_meta();
+        self.reap(&mut meta).map_err(|error| self.failure.record(error))?;
+        let host = meta.allocator(self).take_bytes(len)?;
+        Ok(CompressedRun::for_bytes(host, len, &self.geometry))
+    }
+
+    fn release_bytes(&self, run: CompressedRun) {
+        let entry = L2Entry::Compressed(run);
+        let Some(freed) = Freed::of_entry(&entry, self.geometry, Space::Keep) else { return };
+        let mut meta = self.lock_meta();
+        for cluster in freed.clusters {
+            // Failing here leaks the space, which harms nobody.
+            let _leaked = meta.allocator(self).release_run(HostCluster(cluster), 1);
+        }
+    }
+}

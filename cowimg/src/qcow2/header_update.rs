@@ -1,0 +1,40 @@
+//! Changes of the header while an image is in use: last, and in one write within one sector (W5).
+
+use std::sync::atomic::Ordering;
+
+use super::Qcow2;
+use crate::error::{Error, Result};
+use crate::format::qcow2::header_fields::{self, FieldWrite};
+use crate::format::qcow2::{Autoclear, Version};
+use crate::storage::StorageExt;
+
+impl Qcow2 {
+    /// Rule W7: before the first change, clears durably the autoclear bits of everything that we do not keep up to date.
+    /// That is every bit that we do not know, and the one that says that bitmaps are consistent.
+    pub(super) fn prepare_for_change(&self) -> Result<()> {
+        if self.prepared_for_change.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.lock_commit();
+        if self.prepared_for_change.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut header = self.lock_header();
+        if self.version == Version::V3 && header.autoclear.0 != 0 {
+            let kept = Autoclear(0);
+            self.write_header_field(header_fields::autoclear(kept))?;
+            header.autoclear = kept;
+        }
+        self.prepared_for_change.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes and syncs one field. When that fails, the header in the file may be either.
+    pub(super) fn write_header_field(&self, (offset, bytes): FieldWrite) -> Result<()> {
+        self.storage
+            .write_all_at(&bytes, offset)
+            .map_err(|error| Error::io("write the header", error))
+            .and_then(|()| self.sync())
+            .map_err(|error| self.failure.record(error))
+    }
+}

@@ -1,0 +1,150 @@
+//! What keeps operations that run at the same time out of each other's way without a lock around their I/O.
+//!
+//! * [`Epochs`]: every operation that does data I/O runs inside an epoch. A cluster that nothing refers to any
+//!   more is reused only when every operation that may still hold its offset has ended (rule W3 says when it may
+//!   be reused as far as the disk goes; this says when as far as memory goes).
+//! * [`ClusterLocks`]: an operation that changes a guest cluster's mapping holds that cluster. Reads, and writes
+//!   to clusters that stay where they are, take no such lock.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// Epoch-based reclamation with two slots: the current epoch's operations and the one before's.
+#[derive(Debug, Default)]
+pub(super) struct Epochs {
+    current: AtomicU64,
+    active: [AtomicUsize; 2],
+}
+
+/// An operation in flight; ends when dropped.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct EpochGuard<'a> {
+    slot: &'a AtomicUsize,
+}
+
+impl Drop for EpochGuard<'_> {
+    fn drop(&mut self) {
+        self.slot.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Epochs {
+    /// Starts an operation.
+    pub(super) fn enter(&self) -> EpochGuard<'_> {
+        loop {
+            let epoch = self.current.load(SeqCst);
+            let slot = &self.active[(epoch & 1) as usize];
+            slot.fetch_add(1, SeqCst);
+            // The epoch may have moved on between the two lines above; then this slot may have been found empty by
+            // `try_advance`, and being counted there would protect nothing.
+            if self.current.load(SeqCst) == epoch {
+                return EpochGuard { slot };
+            }
+            slot.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// The current epoch, to be remembered with what is retired in it.
+    pub(super) fn now(&self) -> u64 {
+        self.current.load(SeqCst)
+    }
+
+    /// Moves to the next epoch if no operation of the one before the current is left. Callers hold the metadata
+    /// lock, so that two never advance at once.
+    pub(super) fn try_advance(&self) {
+        let epoch = self.current.load(SeqCst);
+        if self.active[((epoch + 1) & 1) as usize].load(SeqCst) == 0 {
+            self.current.store(epoch + 1, SeqCst);
+        }
+    }
+
+    /// Whether every operation that ran when something was retired in `epoch` has ended.
+    pub(super) fn has_passed(&self, epoch: u64) -> bool {
+        self.now() >= epoch + 2
+    }
+}
+
+/// Exclusive locks on ranges of guest clusters.
+#[derive(Debug, Default)]
+pub(super) struct ClusterLocks {
+    /// First and one past the last cluster of each range that is held.
+    held: Mutex<Vec<(u64, u64)>>,
+    released: Condvar,
+}
+
+/// A held range of guest clusters; released when dropped.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct ClusterLock<'a> {
+    locks: &'a ClusterLocks,
+    range: (u64, u64),
+}
+
+impl ClusterLocks {
+    /// Waits until no cluster of `[first, end)` is held, and holds them all. An operation holds at most one range at
+    /// a time, which is why this cannot deadlock.
+    pub(super) fn lock(&self, first: u64, end: u64) -> ClusterLock<'_> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        while held.iter().any(|&(a, b)| a < end && first < b) {
+            held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        held.push((first, end));
+        ClusterLock { locks: self, range: (first, end) }
+    }
+}
+
+impl Drop for ClusterLock<'_> {
+    fn drop(&mut self) {
+        let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = held.iter().position(|&range| range == self.range) {
+            held.swap_remove(at);
+        }
+        drop(held);
+        self.locks.released.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_passes_while_an_operation_of_its_time_runs() {
+        let epochs = Epochs::default();
+        let operation = epochs.enter();
+        let retired = epochs.now();
+        for _ in 0..4 {
+            epochs.try_advance();
+        }
+        assert!(!epochs.has_passed(retired));
+        drop(operation);
+        epochs.try_advance();
+        epochs.try_advance();
+        assert!(epochs.has_passed(retired));
+    }
+
+    #[test]
+    fn a_later_operation_does_not_hold_back_what_was_retired_before_it() {
+        let epochs = Epochs::default();
+        let retired = epochs.now();
+        epochs.try_advance();
+        epochs.try_advance();
+        let _later = epochs.enter();
+        assert!(epochs.has_passed(retired));
+    }
+
+    #[test]
+    fn overlapping_cluster_ranges_exclude_each_other_and_others_do_not() {
+        let locks = ClusterLocks::default();
+        let first = locks.lock(0, 4);
+        let _beside = locks.lock(4, 8);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| drop(locks.lock(3, 4)));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!waiter.is_finished());
+            drop(first);
+            waiter.join().unwrap();
+        });
+    }
+}

@@ -1,0 +1,71 @@
+//! Which clusters of the file hold metadata, one bit each, so that no guest data is ever written over a table.
+//!
+//! In a sound image this never finds anything: refcounts keep data and tables apart. A damaged or hostile image can
+//! have a refcount of 0 for a table, or an L2 entry that points at one; here it ends.
+//!
+//! Marked are the header, the refcount table and its blocks, the active L1 table and its L2 tables.
+
+use std::sync::{PoisonError, RwLock};
+
+/// One bit for each cluster of the file, as far as any is marked.
+#[derive(Debug, Default)]
+pub(super) struct MetadataMap {
+    words: RwLock<Vec<u64>>,
+}
+
+impl MetadataMap {
+    /// Marks `count` clusters from `first` on.
+    pub(super) fn mark(&self, first: u64, count: u64) {
+        let mut words = self.words.write().unwrap_or_else(PoisonError::into_inner);
+        for cluster in first..first + count {
+            let at = (cluster / 64) as usize;
+            if at >= words.len() {
+                words.resize(at + 1, 0);
+            }
+            words[at] |= 1 << (cluster % 64);
+        }
+    }
+
+    /// Takes the mark from a cluster that is free.
+    pub(super) fn unmark(&self, cluster: u64) {
+        let mut words = self.words.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(word) = words.get_mut((cluster / 64) as usize) {
+            *word &= !(1 << (cluster % 64));
+        }
+    }
+
+    /// The first marked cluster among `count` from `first` on.
+    pub(super) fn first_marked(&self, first: u64, count: u64) -> Option<u64> {
+        let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
+        let end = (first + count).min(words.len() as u64 * 64);
+        let mut at = first;
+        while at < end {
+            let word = words[(at / 64) as usize] >> (at % 64);
+            if word != 0 {
+                let found = at + u64::from(word.trailing_zeros());
+                return (found < end).then_some(found);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_found_within_their_range_only() {
+        let map = MetadataMap::default();
+        map.mark(0, 1);
+        map.mark(127, 3);
+        assert_eq!(map.first_marked(0, 1000), Some(0));
+        assert_eq!(map.first_marked(1, 1000), Some(127));
+        assert_eq!(map.first_marked(1, 126), None);
+        assert_eq!(map.first_marked(128, 1), Some(128));
+        assert_eq!(map.first_marked(130, u64::MAX / 2), None);
+        map.unmark(128);
+        assert_eq!(map.first_marked(128, 10), Some(129));
+    }
+}

@@ -1,0 +1,215 @@
+//! The qcow2 engine: one image format over one [`Storage`]. It opens nothing and knows no paths: its backing disk is
+//! handed to it.
+//!
+//! # Where things are
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | `open`, `create` | from storage to engine; what is refused, by name |
+//! | `plan` | guest range to segments: the only place that looks mappings up |
+//! | `read`, `write`, `zero`, `compressed` | the I/O of a plan |
+//! | `l1_table`, `table_cache` | mappings in memory |
+//! | `metadata`, `refcounts`, `allocator` | what the metadata lock protects |
+//! | `metadata_map` | keeps guest data off the tables |
+//! | `write_order` | the commit: rules W1-W5 and W9 |
+//! | `in_flight` | operations at the same time |
+//! | `failed` | rule W8 |
+//! | `header_update` | rules W5 and W7 |
+//! | `resize`, `extents`, `check` | what their names say |
+//!
+//! # Locks, in the order in which they are taken
+//!
+//! 1. guest cluster locks (`in_flight`), held over the I/O of an operation that changes mappings;
+//! 2. the commit lock: one commit, header update or resize at a time, held over its I/O;
+//! 3. the metadata lock, held for changes in memory and for loading refcount blocks;
+//! 4. the header lock, and the L1 lock;
+//! 5. a shard of the table cache, held while a slice is loaded.
+//!
+//! An operation enters its epoch before it looks at any mapping and leaves it when its I/O is done. It waits for no
+//! commit inside.
+
+mod allocator;
+pub(crate) mod check;
+mod compressed;
+mod create;
+mod extents;
+mod failed;
+mod header_update;
+mod in_flight;
+mod l1_table;
+mod metadata;
+mod metadata_map;
+mod open;
+mod plan;
+mod read;
+mod refcounts;
+mod resize;
+mod table_cache;
+mod write;
+mod write_order;
+mod zero;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+
+pub(crate) use create::{create, write_every_byte};
+pub(crate) use open::Qcow2Options;
+
+use crate::disk::{Disk, ZeroMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Extent;
+use crate::format::qcow2::{CompressionType, Geometry, Header, Version};
+use crate::range::ByteRange;
+use crate::storage::Storage;
+use compressed::DecompressedCluster;
+use failed::Failure;
+use in_flight::{ClusterLocks, Epochs};
+use l1_table::L1Table;
+use metadata::Metadata;
+use metadata_map::MetadataMap;
+use table_cache::TableCache;
+
+/// Whether an image may be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// An open qcow2 image.
+#[derive(Debug)]
+pub(crate) struct Qcow2 {
+    storage: Arc<dyn Storage>,
+    backing: Option<Arc<dyn Disk>>,
+    geometry: Geometry,
+    version: Version,
+    compression: CompressionType,
+    mode: Mode,
+    /// Size of the guest's disk in bytes; changed by a resize, under the commit lock.
+    size: AtomicU64,
+    header: Mutex<Header>,
+    l1: RwLock<L1Table>,
+    slices: TableCache,
+    meta: Mutex<Metadata>,
+    /// Filled only when the image is open for writing.
+    metadata_map: MetadataMap,
+    commit_lock: Mutex<()>,
+    cluster_locks: ClusterLocks,
+    epochs: Epochs,
+    failure: Failure,
+    /// Rule W7 has been seen to: the header says nothing that the first change would make untrue.
+    prepared_for_change: AtomicBool,
+    /// Length of the file when it was last looked at; it only grows.
+    known_len: AtomicU64,
+    decompressed: Mutex<DecompressedCluster>,
+    /// Whether the file looks preallocated, so that its holes say which data clusters read as zeroes.
+    preallocated: OnceLock<bool>,
+}
+
+impl Qcow2 {
+    /// A copy of the header as it stands now.
+    pub(crate) fn header(&self) -> Header {
+        self.lock_header().clone()
+    }
+
+    /// Bytes in a cluster.
+    pub(crate) fn cluster_size(&self) -> u64 {
+        self.geometry.cluster_size()
+    }
+
+    /// How compressed clusters are compressed.
+    pub(crate) fn compression(&self) -> CompressionType {
+        self.compression
+    }
+
+    /// Writes everything out and says whether that succeeded; the image is not used afterwards.
+    pub(crate) fn close(&self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Ok(());
+        }
+        // The first commit publishes; what it freed falls in memory, and the second brings that into the file.
+        // Nothing else runs any more, so that a few rounds always suffice.
+        for _ in 0..4 {
+            self.commit()?;
+            let mut meta = self.lock_meta();
+            self.reap(&mut meta)?;
+            if meta.is_clean() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_meta(&self) -> MutexGuard<'_, Metadata> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_commit(&self) -> MutexGuard<'_, ()> {
+        self.commit_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_header(&self) -> MutexGuard<'_, Header> {
+        self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_l1(&self) -> RwLockReadGuard<'_, L1Table> {
+        self.l1.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a range that does not lie within the disk.
+    fn check_bounds(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        let size = self.size();
+        let range = ByteRange::new(offset, len).filter(|range| range.end() <= size);
+        range.ok_or_else(|| {
+            Error::new(ErrorKind::OutOfBounds { size })
+                .at_range(ByteRange::between(offset, offset.saturating_add(len)))
+        })
+    }
+}
+
+impl Disk for Qcow2 {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check_bounds(offset, buf.len() as u64)?;
+        self.read(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.check_bounds(offset, buf.len() as u64)?;
+        self.write(buf, offset)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
+        self.check_bounds(range.start(), range.len())?;
+        self.zero(range, mode)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.check_bounds(range.start(), range.len())?;
+        self.discard_range(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self.mode {
+            Mode::ReadOnly => Ok(()),
+            Mode::ReadWrite => self.commit(),
+        }
+    }
+
+    fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
+        self.check_bounds(offset, 0)?;
+        self.extent(offset, max_len)
+    }
+}
+
+impl Drop for Qcow2 {
+    /// Only tries: whoever wants to know calls `close`.
+    fn drop(&mut self) {
+        if self.mode == Mode::ReadWrite && !self.failure.has_failed() {
+            let _nobody_left_to_tell = self.close();
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! From a storage to an engine, and what is refused on the way, by name.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+
+use super::compressed::DecompressedCluster;
+use super::failed::Failure;
+use super::in_flight::{ClusterLocks, Epochs};
+use super::l1_table::L1Table;
+use super::metadata::Metadata;
+use super::metadata_map::MetadataMap;
+use super::refcounts::Refcounts;
+use super::table_cache::{MAX_SLICE_BYTES, TableCache};
+use super::{Mode, Qcow2};
+use crate::corruption::Corruption;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::{CryptMethod, Geometry, Header, HeaderError, HostOffset, Incompatible, L1Entry};
+use crate::storage::{Storage, StorageExt};
+
+/// How an image is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Qcow2Options {
+    /// Whether it may be changed.
+    pub(crate) writable: bool,
+    /// Bytes of metadata that are kept in memory: L2 tables in four fifths, refcount blocks in the rest.
+    pub(crate) cache_bytes: u64,
+}
+
+impl Qcow2 {
+    /// Reads and validates the header at the start of `storage`.
+    pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
+        let io = |error| Error::io("read the header", error);
+        let file_len = storage.len().map_err(io)?;
+        // The header is in the first cluster; its size stands in the first bytes.
+        let mut start = vec![0; file_len.min(4096) as usize];
+        storage.read_exact_at(&mut start, 0).map_err(io)?;
+        if let Some(cluster_bits) = Header::cluster_bits_of(&start) {
+            let header_area = file_len.min(1 << cluster_bits) as usize;
+            if header_area > start.len() {
+                start.resize(header_area, 0);
+                storage.read_exact_at(&mut start, 0).map_err(io)?;
+            } else {
+                start.truncate(header_area);
+            }
+        }
+        Header::decode(&start).map_err(|error| match error {
+            HeaderError::Magic => {
+                let why = String::from("it does not start with the bytes \"QFI\\xfb\"");
+                Error::new(ErrorKind::WrongFormat { expected: "qcow2", why })
+            }
+            // Newer than this library, and no worse for it.
+            error @ (HeaderError::Version(_) | HeaderError::CompressionType(_)) => {
+                Error::unsupported(error.to_string())
+            }
+            error => Corruption::Header(error).into(),
+        })
+    }
+
+    /// Opens the image whose header has been read from `storage`, over `backing`.
+    pub(crate) fn open(
+        storage: Arc<dyn Storage>,
+        header: Header,
+        backing: Option<Arc<dyn Disk>>,
+        options: Qcow2Options,
+    ) -> Result<Qcow2> {
+        refuse_unsupported(&header)?;
+        let mode = if options.writable { Mode::ReadWrite } else { Mode::ReadOnly };
+        if mode == Mode::ReadWrite {
+            refuse_writing(&header, &*storage)?;
+        }
+        let geometry = header.geometry();
+        let l1 = L1Table::load(&*storage, &header)?;
+        let meta = load_metadata(&*storage, &header, geometry, mode, options.cache_bytes / 5)?;
+        let metadata_map = match mode {
+            Mode::ReadOnly => MetadataMap::default(),
+            Mode::ReadWrite => map_metadata(&l1, &meta, geometry, &*storage)?,
+        };
+        let slice_bytes = geometry.cluster_size().min(MAX_SLICE_BYTES);
+        Ok(Qcow2 {
+            backing,
+            geometry,
+            version: header.version,
+            compression: header.compression,
+            mode,
+            size: AtomicU64::new(header.size),
+            header: Mutex::new(header),
+            l1: RwLock::new(l1),
+            slices: TableCache::new(options.cache_bytes / 5 * 4, slice_bytes),
+            meta: Mutex::new(meta),
+            metadata_map,
+            commit_lock: Mutex::new(()),
+            cluster_locks: ClusterLocks::default(),
+            epochs: Epochs::default(),
+            failure: Failure::default(),
+            prepared_for_change: AtomicBool::new(false),
+            known_len: AtomicU64::new(0),
+            decompressed: Mutex::new(DecompressedCluster::default()),
+            preallocated: OnceLock::new(),
+            storage,
+        })
+    }
+}
+
+/// Refcounts are read only where they are needed: to write.
+fn load_metadata(
+    storage: &dyn Storage,
+    header: &Header,
+    geometry: Geometry,
+    mode: Mode,
+    cache_bytes: u64,
+) -> Result<Metadata> {
+    let clusters = match mode {
+        Mode::ReadWrite => u64::from(header.refcount_table_clusters),
+        Mode::ReadOnly => 0,
+    };
+    let refcounts = Refcounts::load(storage, geometry, (header.refcount_table, clusters), cache_bytes)?;
+    let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+    Ok(Metadata::new(refcounts, geometry.clusters_for(file_len)))
+}
+
+/// Marks every table of the image. One that is said to lie past the end of the file would come to lie in guest data as
+/// the file grows, so that such an image is not written.
+fn map_metadata(
+    l1: &L1Table,
+    meta: &Metadata,
+    geometry: Geometry,
+    storage: &dyn Storage,
+) -> Result<MetadataMap> {
+    let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+    let map = MetadataMap::default();
+    let mark = |what, host: u64, bytes: u64| {
+        if host >= file_len {
+            return Err(Error::from(Corruption::PastEnd { what, host, file_len }));
+        }
+        map.mark(geometry.host_cluster(HostOffset(host)).get(), geometry.clusters_for(bytes));
+        Ok(())
+    };
+    mark("the header", 0, 1)?;
+    let (table, clusters) = meta.refcounts.table_location();
+    mark("the refcount table", table.get(), clusters * geometry.cluster_size())?;
+    for block in meta.refcounts.block_offsets() {
+        mark("a refcount block", block.get(), 1)?;
+    }
+    if !l1.entries.is_empty() {
+        mark("the L1 table", l1.offset.get(), l1.entries.len() as u64 * 8)?;
+    }
+    for raw in l1.entries.iter().filter(|&&raw| raw != 0) {
+        // An entry that cannot be decoded is reported when it is met: it names no place that could be marked.
+        if let Ok(L1Entry { table: Some(table) }) = L1Entry::decode(*raw, &geometry) {
+            mark("an L2 table", table.host.get(), 1)?;
+        }
+    }
+    Ok(map)
+}
+
+/// What this version cannot read without mistaking it for something else.
+fn refuse_unsupported(header: &Header) -> Result<()> {
+    let unknown = header.unknown_incompatible();
+    if !unknown.is_empty() {
+        return Err(Error::unsupported(format!(
+            "the image uses features that are not known here: {}",
+            unknown.join(", ")
+        )));
+    }
+    let named = match header.crypt_method {
+        CryptMethod::None => None,
+        CryptMethod::Aes => Some("encryption with AES (encrypt.format=aes)"),
+        CryptMethod::Luks => Some("encryption with LUKS (encrypt.format=luks)"),
+        CryptMethod::Other(_) => Some("an unknown encryption method"),
+    };
+    let named = named
+        .or_else(|| header.incompatible.contains(Incompatible::DATA_FILE).then_some("an external data file"))
+        .or_else(|| {
+            header
+                .incompatible
+                .contains(Incompatible::EXTENDED_L2)
+                .then_some("extended L2 entries (subclusters)")
+        });
+    match named {
+        None => Ok(()),
+        Some(named) => Err(Error::unsupported(format!("the image uses {named}, which is not supported yet"))),
+    }
+}
+
+/// What this version reads and must not write.
+fn refuse_writing(header: &Header, storage: &dyn Storage) -> Result<()> {
+    if storage.is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly));
+    }
+    if header.incompatible.contains(Incompatible::CORRUPT) {
+        return Err(Error::unsupported(
+            "the image is marked corrupt, so it is opened for reading only until it is repaired",
+        ));
+    }
+    if header.incompatible.contains(Incompatible::DIRTY) {
+        return Err(Error::unsupported(
+            "the image is marked dirty: its refcounts must be repaired before it is written (qemu-img check -r all)",
+        ));
+    }
+    Ok(())
+}

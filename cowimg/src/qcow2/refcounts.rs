@@ -1,0 +1,320 @@
+//! The refcounts of an open image: the whole table in memory, its blocks in a bounded cache.
+//!
+//! Everything here happens in memory, under the metadata lock; what has changed is collected by
+//! [`Refcounts::take_dirty`] for the commit, which writes it in the order of [`super::write_order`]. A block that is
+//! missing is made *inside* the region that it counts, and counts itself, so that making one needs no other.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
+
+use crate::corruption::Corruption;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::{
+    Geometry, HostCluster, HostOffset, decode_refcount_table_entry, refcounts as format_refcounts,
+};
+use crate::storage::{Storage, StorageExt};
+
+/// QEMU's and our limit on the refcount table: 8 MiB.
+pub(super) const MAX_TABLE_BYTES: u64 = 8 << 20;
+
+/// Writes are whole sectors, so that no sector holds half of one.
+const SECTOR: usize = 512;
+
+#[derive(Debug)]
+struct Block {
+    bytes: Box<[u8]>,
+    /// Bytes that the file does not have yet.
+    dirty: Option<Range<usize>>,
+    used: bool,
+}
+
+/// Bytes to be written for refcounts: `blocks` first and durably, then the pointers to them.
+#[derive(Debug, Default)]
+pub(super) struct DirtyRefcounts {
+    /// Parts of refcount blocks: where, and what.
+    pub(super) blocks: Vec<(HostOffset, Vec<u8>)>,
+    /// Sectors of the refcount table: where, and what.
+    pub(super) table: Vec<(HostOffset, Vec<u8>)>,
+}
+
+/// All refcounts of one image.
+#[derive(Debug)]
+pub(super) struct Refcounts {
+    geometry: Geometry,
+    /// Offsets of the blocks, 0 for none. May be longer than the table in the file has room for, until
+    /// [`Refcounts::table_needs_room`] is dealt with.
+    table: Vec<u64>,
+    table_offset: HostOffset,
+    table_clusters: u64,
+    dirty_table_sectors: BTreeSet<usize>,
+    blocks: HashMap<u64, Block>,
+    clock: VecDeque<u64>,
+    max_blocks: usize,
+}
+
+impl Refcounts {
+    /// Reads the table at `offset`, and keeps blocks in at most `cache_bytes` (and never fewer than two).
+    pub(super) fn load(
+        storage: &dyn Storage,
+        geometry: Geometry,
+        (table_offset, table_clusters): (HostOffset, u64),
+        cache_bytes: u64,
+    ) -> Result<Refcounts> {
+        let bytes = table_clusters.saturating_mul(geometry.cluster_size());
+        if bytes > MAX_TABLE_BYTES {
+            let what = "the refcount table";
+            return Err(Error::new(ErrorKind::LimitExceeded { what, bytes, limit: MAX_TABLE_BYTES }));
+        }
+        let mut raw = vec![0; bytes as usize];
+        storage
+            .read_padded_at(&mut raw, table_offset.get())
+            .map_err(|error| Error::io("read the refcount table", error))?;
+        let mut table = vec![0; raw.len() / 8];
+        <byteorder::BigEndian as byteorder::ByteOrder>::read_u64_into(&raw, &mut table);
+        Ok(Refcounts {
+            geometry,
+            table,
+            table_offset,
+            table_clusters,
+            dirty_table_sectors: BTreeSet::new(),
+            blocks: HashMap::new(),
+            clock: VecDeque::new(),
+            max_blocks: ((cache_bytes / geometry.cluster_size()) as usize).max(2),
+        })
+    }
+
+    /// Where the table stands in the file, and its length in clusters.
+    pub(super) fn table_location(&self) -> (HostOffset, u64) {
+        (self.table_offset, self.table_clusters)
+    }
+
+    /// The refcount of a cluster; 0 where nothing counts it.
+    pub(super) fn get(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<u64> {
+        let order = self.geometry.refcount_order();
+        let index = self.geometry.refcount_index(cluster);
+        let Some(block) = self.block(storage, self.geometry.refcount_table_index(cluster))? else {
+            return Ok(0);
+        };
+        Ok(format_refcounts::get(&block.bytes, order, index).unwrap_or(0))
+    }
+
+    /// Sets the refcount of a cluster whose block exists.
+    fn set(&mut self, storage: &dyn Storage, cluster: HostCluster, value: u64) -> Result<()> {
+        let geometry = self.geometry;
+        let index = geometry.refcount_index(cluster);
+        let refused = Corruption::Refcount { host: geometry.host_offset(cluster).get(), refcount: value };
+        let Some(block) = self.block(storage, geometry.refcount_table_index(cluster))? else {
+            return Err(refused.into());
+        };
+        if !format_refcounts::set(&mut block.bytes, geometry.refcount_order(), index, value) {
+            return Err(refused.into());
+        }
+        let byte = (index as usize) << geometry.refcount_order() >> 3;
+        let sector = byte / SECTOR * SECTOR;
+        let touched = sector..sector + SECTOR;
+        block.dirty = Some(match block.dirty.take() {
+            None => touched,
+            Some(dirty) => dirty.start.min(touched.start)..dirty.end.max(touched.end),
+        });
+        Ok(())
+    }
+
+    /// Sets `count` clusters from `first` on, whose blocks exist and whose refcounts are 0, to 1.
+    pub(super) fn take_run(&mut self, storage: &dyn Storage, first: HostCluster, count: u64) -> Result<()> {
+        for cluster in first.get()..first.get() + count {
+            self.set(storage, HostCluster(cluster), 1)?;
+        }
+        Ok(())
+    }
+
+    /// One reference more to a cluster that has some. Fails when the width of refcounts does not allow it.
+    pub(super) fn increment(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<()> {
+        let refcount = self.get(storage, cluster)?;
+        self.set(storage, cluster, refcount.saturating_add(1))
+    }
+
+    /// One reference fewer; returns what is left.
+    pub(super) fn decrement(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<u64> {
+        let refcount = self.get(storage, cluster)?;
+        let Some(left) = refcount.checked_sub(1) else {
+            let host = self.geometry.host_offset(cluster).get();
+            return Err(Corruption::Refcount { host, refcount }.into());
+        };
+        self.set(storage, cluster, left)?;
+        Ok(left)
+    }
+
+    /// The next run of clusters with refcount 0 at or after `from`, within one block's region, and whether that
+    /// region has no block yet.
+    pub(super) fn find_free_run(
+        &mut self,
+        storage: &dyn Storage,
+        from: HostCluster,
+    ) -> Result<(HostCluster, u64, BlockState)> {
+        let geometry = self.geometry;
+        let mut from = from;
+        loop {
+            let table_index = geometry.refcount_table_index(from);
+            let index = geometry.refcount_index(from);
+            let Some(block) = self.block(storage, table_index)? else {
+                return Ok((from, geometry.refcounts_per_block() - index, BlockState::Missing));
+            };
+            let first_counted = geometry.first_counted(table_index).get();
+            if let Some((start, len)) =
+                format_refcounts::find_free_run(&block.bytes, geometry.refcount_order(), index)
+            {
+                return Ok((HostCluster(first_counted + start), len, BlockState::Present));
+            }
+            from = geometry.first_counted(table_index + 1);
+        }
+    }
+
+    /// Where the blocks are; entries that cannot be decoded are left out.
+    pub(super) fn block_offsets(&self) -> impl Iterator<Item = HostOffset> + '_ {
+        self.table.iter().filter_map(|&raw| decode_refcount_table_entry(raw, &self.geometry).ok().flatten())
+    }
+
+    /// Whether there is a block at `table_index`.
+    pub(super) fn has_block(&self, table_index: u64) -> bool {
+        usize::try_from(table_index).ok().and_then(|index| self.table.get(index)).is_some_and(|&raw| raw != 0)
+    }
+
+    /// Makes the missing block at `table_index`, to be stored in `at`. When `at` lies in the block's own region, the
+    /// block counts itself.
+    pub(super) fn create_block(
+        &mut self,
+        storage: &dyn Storage,
+        table_index: u64,
+        at: HostCluster,
+    ) -> Result<()> {
+        let geometry = self.geometry;
+        let index = usize::try_from(table_index).unwrap_or(usize::MAX);
+        if table_index >= MAX_TABLE_BYTES / 8 {
+            return Err(Error::new(ErrorKind::LimitExceeded {
+                what: "the refcount table of an image of this length",
+                bytes: table_index.saturating_mul(8),
+                limit: MAX_TABLE_BYTES,
+            }));
+        }
+        if index >= self.table.len() {
+            self.table.resize(index + 1, 0);
+        }
+        let bytes = vec![0; geometry.cluster_size() as usize].into_boxed_slice();
+        self.table[index] = geometry.host_offset(at).get();
+        self.dirty_table_sectors.insert(index * 8 / SECTOR);
+        let whole = 0..bytes.len();
+        self.blocks.insert(table_index, Block { bytes, dirty: Some(whole), used: true });
+        self.clock.push_back(table_index);
+        if geometry.refcount_table_index(at) == table_index {
+            self.set(storage, at, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Entries that the table must have room for in the file, when that is more than it has.
+    pub(super) fn table_needs_room(&self) -> Option<u64> {
+        let room = self.table_clusters * self.geometry.cluster_size() / 8;
+        let needed = self.table.len() as u64;
+        (needed > room).then_some(needed)
+    }
+
+    /// Says that the table now stands at `offset`, in `clusters` clusters; every part of it is to be written there.
+    /// Returns where it stood.
+    pub(super) fn move_table(&mut self, offset: HostOffset, clusters: u64) -> (HostOffset, u64) {
+        let old = (self.table_offset, self.table_clusters);
+        self.table_offset = offset;
+        self.table_clusters = clusters;
+        self.table.resize((clusters * self.geometry.cluster_size() / 8) as usize, 0);
+        self.dirty_table_sectors = (0..self.table.len() * 8 / SECTOR).collect();
+        old
+    }
+
+    /// Bytes of dirty blocks, roughly.
+    pub(super) fn dirty_blocks(&self) -> usize {
+        self.blocks.values().filter(|block| block.dirty.is_some()).count()
+    }
+
+    /// Whether the cache holds more blocks than it should, so that a commit would let some go.
+    pub(super) fn is_over_limit(&self) -> bool {
+        self.blocks.len() > self.max_blocks * 2
+    }
+
+    /// Everything that the file does not have yet; from here on it counts as clean.
+    pub(super) fn take_dirty(&mut self) -> DirtyRefcounts {
+        let mut dirty = DirtyRefcounts::default();
+        for (&index, block) in &mut self.blocks {
+            if let Some(range) = block.dirty.take() {
+                let offset = self.table[index as usize] + range.start as u64;
+                dirty.blocks.push((HostOffset(offset), block.bytes[range].to_vec()));
+            }
+        }
+        dirty.blocks.sort_by_key(|(offset, _)| *offset);
+        for sector in std::mem::take(&mut self.dirty_table_sectors) {
+            let first = sector * SECTOR / 8;
+            let entries = &self.table[first..(first + SECTOR / 8).min(self.table.len())];
+            let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            let offset = HostOffset(self.table_offset.get() + (sector * SECTOR) as u64);
+            match dirty.table.last_mut() {
+                Some((start, run)) if start.get() + run.len() as u64 == offset.get() => run.extend(bytes),
+                _ => dirty.table.push((offset, bytes)),
+            }
+        }
+        dirty
+    }
+
+    /// Drops clean blocks until the cache is within its bound. Called when no commit is writing.
+    pub(super) fn evict(&mut self) {
+        let mut looks = self.clock.len() * 2;
+        while self.blocks.len() > self.max_blocks && looks > 0 {
+            looks -= 1;
+            let Some(index) = self.clock.pop_front() else { return };
+            let Some(block) = self.blocks.get_mut(&index) else { continue };
+            if block.used || block.dirty.is_some() {
+                block.used = false;
+                self.clock.push_back(index);
+            } else {
+                self.blocks.remove(&index);
+            }
+        }
+    }
+
+    fn block(&mut self, storage: &dyn Storage, table_index: u64) -> Result<Option<&mut Block>> {
+        if !self.blocks.contains_key(&table_index) {
+            let Some(block) = self.load_block(storage, table_index)? else { return Ok(None) };
+            self.blocks.insert(table_index, block);
+            self.clock.push_back(table_index);
+        }
+        let mut block = self.blocks.get_mut(&table_index);
+        if let Some(block) = &mut block {
+            block.used = true;
+        }
+        Ok(block)
+    }
+
+    fn load_block(&self, storage: &dyn Storage, table_index: u64) -> Result<Option<Block>> {
+        let index = usize::try_from(table_index).unwrap_or(usize::MAX);
+        let raw = self.table.get(index).copied().unwrap_or(0);
+        let what = "the refcount block";
+        let offset = decode_refcount_table_entry(raw, &self.geometry)
+            .map_err(|_| Corruption::Unaligned { what, host: raw })?;
+        let Some(offset) = offset else { return Ok(None) };
+        let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+        if offset.get() >= file_len {
+            return Err(Corruption::PastEnd { what, host: offset.get(), file_len }.into());
+        }
+        let mut bytes = vec![0; self.geometry.cluster_size() as usize].into_boxed_slice();
+        storage
+            .read_padded_at(&mut bytes, offset.get())
+            .map_err(|error| Error::io("read a refcount block", error))?;
+        Ok(Some(Block { bytes, dirty: None, used: true }))
+    }
+}
+
+/// Whether the region of a run has a refcount block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BlockState {
+    /// It has one.
+    Present,
+    /// It needs one before anything in it can be counted.
+    Missing,
+}

@@ -1,0 +1,128 @@
+//! Growing the disk.
+//!
+//! The order is that of any new table: the L1 table that the new size needs is whole and durable before the header
+//! names it (W4), and the header changes in one write (W5). What the backing disk has in the new part must not
+//! show through, so that part is zeroed before the new size is written.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::Qcow2;
+use super::metadata::{Freed, Metadata, Space};
+use crate::disk::{Disk, ZeroMode};
+use crate::error::{Error, Result};
+use crate::format::qcow2::{Header, HostOffset, Version, header_fields};
+use crate::range::ByteRange;
+use crate::storage::StorageExt;
+
+/// QEMU's and our limit on an L1 table: 32 MiB.
+pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
+
+impl Qcow2 {
+    /// Grows the disk to `new_size` bytes, a multiple of 512. The new part reads as zeroes.
+    pub(crate) fn grow(&self, new_size: u64) -> Result<()> {
+        self.begin_change()?;
+        let old_size = self.size();
+        self.check_growth(old_size, new_size)?;
+        self.grow_l1_table(new_size)?;
+        let below = self.backing.as_ref().map_or(0, |backing| backing.size());
+        self.zero_beyond(old_size, new_size, below)?;
+        self.commit()?;
+        let _one_at_a_time = self.lock_commit();
+        let mut header = self.lock_header();
+        let grown = Header { size: new_size, ..header.clone() };
+        self.write_header_field(header_fields::size_and_l1_table(&grown))?;
+        *header = grown;
+        self.size.store(new_size, Ordering::Release);
+        Ok(())
+    }
+
+    fn check_growth(&self, old_size: u64, new_size: u64) -> Result<()> {
+        if new_size < old_size {
+            return Err(Error::unsupported(format!(
+                "shrinking a qcow2 image (from {old_size} to {new_size} bytes) is not supported"
+            )));
+        }
+        if !new_size.is_multiple_of(512) {
+            return Err(Error::invalid(format!("the size {new_size} is not a multiple of 512 bytes")));
+        }
+        if self.version == Version::V2 && self.lock_header().snapshot_count > 0 {
+            return Err(Error::unsupported(
+                "a version 2 image with snapshots cannot be resized: its snapshots do not record their own size",
+            ));
+        }
+        if new_size > ByteRange::MAX_END || self.geometry.l1_entries_for(new_size) * 8 > MAX_L1_BYTES {
+            return Err(Error::invalid(format!(
+                "the size {new_size} is too large for clusters of {} bytes",
+                self.cluster_size()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes room in the L1 table for a disk of `size`, and writes its place and length to the header. A table that is
+    /// longer than the disk needs harms nobody, should the rest of the resize fail.
+    fn grow_l1_table(&self, size: u64) -> Result<()> {
+        let needed = self.geometry.l1_entries_for(size) as usize;
+        let _one_at_a_time = self.lock_commit();
+        let mut meta = self.lock_meta();
+        let (old_offset, old_len) = {
+            let l1 = self.read_l1();
+            (l1.offset, l1.entries.len())
+        };
+        if needed <= old_len {
+            return Ok(());
+        }
+        let clusters = self.geometry.clusters_for(needed as u64 * 8);
+        let first = meta.allocator(self).take_contiguous(clusters)?;
+        let offset = self.geometry.host_offset(first);
+        self.metadata_map.mark(first.get(), clusters);
+        // Brings every entry into the old table, and the new table's refcounts into the file (W2).
+        self.commit_locked(&mut meta)?;
+        self.write_new_l1(offset, needed, clusters)?;
+        let mut header = self.lock_header();
+        let grown = Header { l1_table: offset, l1_entries: needed as u32, ..header.clone() };
+        self.write_header_field(header_fields::size_and_l1_table(&grown))?;
+        *header = grown;
+        drop(header);
+        let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
+        l1.offset = offset;
+        l1.entries.resize(needed, 0);
+        drop(l1);
+        self.free_old_l1(&mut meta, old_offset, old_len);
+        Ok(())
+    }
+
+    fn write_new_l1(&self, offset: HostOffset, len: usize, clusters: u64) -> Result<()> {
+        let mut bytes: Vec<u8> =
+            self.read_l1().entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        bytes.resize((clusters * self.cluster_size()) as usize, 0);
+        debug_assert!(len * 8 <= bytes.len());
+        self.storage
+            .write_all_at(&bytes, offset.get())
+            .map_err(|error| Error::io("write the L1 table", error))?;
+        self.sync()
+    }
+
+    fn free_old_l1(&self, meta: &mut Metadata, offset: HostOffset, len: usize) {
+        let clusters = self.geometry.clusters_for(len as u64 * 8);
+        let first = self.geometry.host_cluster(offset).get();
+        if clusters > 0 {
+            meta.unreferenced.push(Freed { clusters: first..first + clusters, space: Space::Keep });
+        }
+    }
+
+    /// Zeroes the part of the new disk where the backing disk, or the unused end of the old last cluster, would show.
+    fn zero_beyond(&self, old_size: u64, new_size: u64, below: u64) -> Result<()> {
+        let cluster_end = (self.geometry.clusters_for(old_size) * self.cluster_size()).min(new_size);
+        // While this runs the size is the old one for everybody else; the new part is nobody's yet.
+        self.write_zero_bytes(ByteRange::between(old_size, cluster_end))?;
+        let shown = ByteRange::between(cluster_end, new_size.min(below));
+        if shown.is_empty() {
+            return Ok(());
+        }
+        // Whole clusters, as far as the new disk goes: what lies past the backing disk in its last cluster too.
+        let end = (self.geometry.clusters_for(shown.end()) * self.cluster_size()).min(new_size);
+        self.zero(ByteRange::between(cluster_end, end), ZeroMode::Unmap)
+    }
+}

@@ -1,0 +1,169 @@
+//! The cache of L2 tables, in slices of at most 4 KiB, bounded in bytes.
+//!
+//! A slice is keyed by its place on the *guest's* disk, so that a table that is copied to another place in the file
+//! stays cached. Entries are atomics: a reader that holds a slice needs no lock, and a writer publishes a mapping
+//! with one store.
+//!
+//! Invariants:
+//! * There is at most one copy of a slice in memory. A slice that anybody holds is never evicted; a slice that is
+//!   dirty, or being written, is held by the metadata or by the commit.
+//! * Loading happens under the shard's lock, so that no older content can come in over a newer one.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Result;
+
+/// Bytes of a slice, for clusters that are not smaller.
+pub(super) const MAX_SLICE_BYTES: u64 = 4096;
+
+const SHARDS: u64 = 16;
+
+/// Consecutive L2 entries, as the 64-bit numbers that the file holds.
+#[derive(Debug)]
+pub(super) struct Slice {
+    entries: Box<[AtomicU64]>,
+}
+
+impl Slice {
+    /// A slice of these entries.
+    pub(super) fn new(entries: impl Iterator<Item = u64>) -> Slice {
+        Slice { entries: entries.map(AtomicU64::new).collect() }
+    }
+
+    /// The entry at `index`; everything that was written before it was published is seen.
+    pub(super) fn get(&self, index: usize) -> u64 {
+        self.entries[index].load(Ordering::Acquire)
+    }
+
+    /// Publishes an entry. Callers hold the metadata lock.
+    pub(super) fn set(&self, index: usize, raw: u64) {
+        self.entries[index].store(raw, Ordering::Release);
+    }
+
+    /// The entries as they are in the file.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        self.entries.iter().flat_map(|entry| entry.load(Ordering::Acquire).to_be_bytes()).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    slice: Arc<Slice>,
+    used: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    slots: HashMap<u64, Slot>,
+    /// The clock: keys in the order in which they are looked at for eviction.
+    order: VecDeque<u64>,
+}
+
+/// The slices that are in memory.
+#[derive(Debug)]
+pub(super) struct TableCache {
+    shards: Vec<Mutex<Shard>>,
+    slices_per_shard: usize,
+}
+
+impl TableCache {
+    /// A cache of at most `bytes`, which holds slices of `slice_bytes`.
+    pub(super) fn new(bytes: u64, slice_bytes: u64) -> TableCache {
+        let slices = (bytes / slice_bytes / SHARDS).max(2);
+        TableCache {
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
+            slices_per_shard: usize::try_from(slices).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Slices that fit.
+    pub(super) fn capacity(&self) -> usize {
+        self.slices_per_shard.saturating_mul(self.shards.len())
+    }
+
+    /// The slice of `key`, from memory or from `load`; `None` when there is no table to load it from.
+    pub(super) fn get_or_load(
+        &self,
+        key: u64,
+        load: impl FnOnce() -> Result<Option<Slice>>,
+    ) -> Result<Option<Arc<Slice>>> {
+        let mut shard = self.shards[(key % SHARDS) as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let shard = &mut *shard;
+        match shard.slots.entry(key) {
+            Entry::Occupied(mut slot) => {
+                slot.get_mut().used = true;
+                Ok(Some(Arc::clone(&slot.get().slice)))
+            }
+            Entry::Vacant(vacant) => {
+                let Some(slice) = load()? else { return Ok(None) };
+                let slice = Arc::new(slice);
+                vacant.insert(Slot { slice: Arc::clone(&slice), used: false });
+                shard.order.push_back(key);
+                shard.evict(self.slices_per_shard);
+                Ok(Some(slice))
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// Drops slices that nobody holds and nobody has used of late until `limit` are left, or none can go.
+    fn evict(&mut self, limit: usize) {
+        let mut looks = self.order.len() * 2;
+        while self.slots.len() > limit && looks > 0 {
+            looks -= 1;
+            let Some(key) = self.order.pop_front() else { return };
+            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            if slot.used || Arc::strong_count(&slot.slice) > 1 {
+                slot.used = false;
+                self.order.push_back(key);
+            } else {
+                self.slots.remove(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(value: u64) -> Result<Option<Slice>> {
+        Ok(Some(Slice::new(std::iter::repeat_n(value, 4))))
+    }
+
+    fn resident(cache: &TableCache) -> usize {
+        cache.shards.iter().map(|shard| shard.lock().unwrap().slots.len()).sum()
+    }
+
+    #[test]
+    fn the_cache_stays_within_its_bound() {
+        let cache = TableCache::new(64 * 32, 32);
+        for key in 0..10_000 {
+            cache.get_or_load(key, || load(key)).unwrap();
+        }
+        assert!(resident(&cache) <= cache.capacity());
+    }
+
+    #[test]
+    fn a_slice_that_somebody_holds_is_never_loaded_twice() {
+        let cache = TableCache::new(0, 32);
+        let held = cache.get_or_load(0, || load(7)).unwrap().unwrap();
+        held.set(1, 99);
+        for key in 1..1000 {
+            cache.get_or_load(key, || load(key)).unwrap();
+        }
+        let again = cache.get_or_load(0, || load(7)).unwrap().unwrap();
+        assert_eq!(again.get(1), 99);
+    }
+
+    #[test]
+    fn a_missing_table_is_not_remembered() {
+        let cache = TableCache::new(1 << 20, 32);
+        assert!(cache.get_or_load(3, || Ok(None)).unwrap().is_none());
+        assert!(cache.get_or_load(3, || load(1)).unwrap().is_some());
+    }
+}

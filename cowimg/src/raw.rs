@@ -1,0 +1,113 @@
+//! The raw format: the guest's disk is the storage itself, byte for byte.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::disk::{Disk, ZeroMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::range::ByteRange;
+use crate::storage::{Storage, StorageExt, StorageExtentKind};
+
+/// An open raw image. A length that is not a multiple of 512 is rounded up, as a guest's sectors need it; what lies
+/// past the end reads as zeroes.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    storage: Arc<dyn Storage>,
+    writable: bool,
+    size: AtomicU64,
+}
+
+impl Raw {
+    /// Opens `storage`, to be written only if `writable`.
+    pub(crate) fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Raw> {
+        if writable && storage.is_read_only() {
+            return Err(Error::new(ErrorKind::ReadOnly));
+        }
+        let len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+        Ok(Raw { storage, writable, size: AtomicU64::new(len.next_multiple_of(512)) })
+    }
+
+    /// Changes the size to `new_size` bytes, which is not smaller.
+    pub(crate) fn grow(&self, new_size: u64) -> Result<()> {
+        self.check_writable()?;
+        if new_size < self.size() {
+            return Err(Error::unsupported(format!(
+                "shrinking a raw image (from {} to {new_size} bytes) is not supported",
+                self.size()
+            )));
+        }
+        self.storage.set_len(new_size).map_err(|error| Error::io("grow the file", error))?;
+        self.size.store(new_size, Ordering::Release);
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::new(ErrorKind::ReadOnly)) }
+    }
+
+    fn check_bounds(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        let size = self.size();
+        let range = ByteRange::new(offset, len).filter(|range| range.end() <= size);
+        range.ok_or_else(|| {
+            let asked = ByteRange::between(offset, offset.saturating_add(len));
+            Error::new(ErrorKind::OutOfBounds { size }).at_range(asked)
+        })
+    }
+}
+
+impl Disk for Raw {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check_bounds(offset, buf.len() as u64)?;
+        self.storage.read_padded_at(buf, offset).map_err(|error| Error::io("read guest data", error))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.check_bounds(offset, buf.len() as u64)?;
+        self.check_writable()?;
+        self.storage.write_all_at(buf, offset).map_err(|error| Error::io("write guest data", error))
+    }
+
+    fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
+        self.check_bounds(range.start(), range.len())?;
+        self.check_writable()?;
+        let io = |error| Error::io("write zeroes", error);
+        let released = mode == ZeroMode::Unmap && self.storage.punch_hole(range).map_err(io)?;
+        if released { Ok(()) } else { self.storage.write_zeroes(range).map_err(io) }
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.check_bounds(range.start(), range.len())?;
+        self.check_writable()?;
+        let _kept_where_the_host_cannot =
+            self.storage.punch_hole(range).map_err(|error| Error::io("discard", error))?;
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.storage.sync().map_err(|error| Error::io("sync the image to disk", error))
+    }
+
+    fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
+        self.check_bounds(offset, 0)?;
+        let window = ByteRange::between(offset, offset.saturating_add(max_len).min(self.size()));
+        let found = self.storage.extent_at(offset).map_err(|error| Error::io("look for holes", error))?;
+        let (range, kind) = match found {
+            // The bytes between the end of the file and the next sector.
+            None => (window, ExtentKind::Zero),
+            Some(extent) => match extent.kind {
+                StorageExtentKind::Data => (extent.range, ExtentKind::Data),
+                StorageExtentKind::Hole => (extent.range, ExtentKind::Zero),
+            },
+        };
+        let extent = Extent { range, kind, depth: 0, host: Some(range.start()), reads_zero: false };
+        Ok(extent.clipped_to(window))
+    }
+}
