@@ -1,0 +1,305 @@
+//! Creating an image: options are judged, the backing file is looked at, and the result appears whole or not at all.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::names;
+use super::options::OpenOptions;
+use super::staged::StagedImage;
+use super::walk::{Found, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::probe::Format;
+use crate::format::qcow2::layout::{BackingName, FreshParams, LazyRefcounts, Preallocation};
+use crate::format::qcow2::{CompressionType, Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Version};
+use crate::qcow2;
+use crate::range::ByteRange;
+use crate::storage::{Access, Storage};
+
+/// What to do when the name is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Overwrite {
+    /// Fail and change nothing.
+    #[default]
+    Refuse,
+    /// Take the name over once the new image is complete; until then the old file stays as it is.
+    Replace,
+}
+
+/// Whether the backing file is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Verification {
+    /// It must exist and be an image; its size is the default size.
+    #[default]
+    Verify,
+    /// It is not opened; a size must be given.
+    Trust,
+}
+
+/// A new image's backing file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingOptions {
+    /// Its name as it is to stand in the image: relative to the new image's folder, or absolute.
+    pub name: OsString,
+    /// Its format; found from its first bytes, and recorded, when it is not given.
+    pub format: Option<Format>,
+    /// Whether it is looked at.
+    pub verification: Verification,
+}
+
+impl BackingOptions {
+    /// A backing file of this name, to be looked at for its format and size.
+    pub fn new(name: impl Into<OsString>) -> BackingOptions {
+        BackingOptions { name: name.into(), format: None, verification: Verification::Verify }
+    }
+}
+
+/// What only qcow2 images have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qcow2CreateOptions {
+    /// Version of the format.
+    pub version: Version,
+    /// Bytes in a cluster: a power of two from 512 to 2 MiB.
+    pub cluster_size: u64,
+    /// Width of a refcount: 1, 2, 4 ... 64; only 16 in version 2.
+    pub refcount_bits: u32,
+    /// Whether writers may leave refcounts behind (version 3).
+    pub lazy_refcounts: LazyRefcounts,
+    /// How compressed clusters are compressed.
+    pub compression: CompressionType,
+}
+
+impl Default for Qcow2CreateOptions {
+    fn default() -> Qcow2CreateOptions {
+        Qcow2CreateOptions {
+            version: Version::V3,
+            cluster_size: 65536,
+            refcount_bits: 16,
+            lazy_refcounts: LazyRefcounts::Off,
+            compression: CompressionType::Deflate,
+        }
+    }
+}
+
+/// What image to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Its format.
+    pub format: Format,
+    /// Size of the disk in bytes, rounded up to a multiple of 512; the backing file's when it is not given.
+    pub size: Option<u64>,
+    /// The backing file, for formats that can have one.
+    pub backing: Option<BackingOptions>,
+    /// How much of the space is taken at once.
+    pub preallocation: Preallocation,
+    /// What to do when the name is taken.
+    pub overwrite: Overwrite,
+    /// What only qcow2 images have.
+    pub qcow2: Qcow2CreateOptions,
+}
+
+impl CreateOptions {
+    /// An image of `format` without a size yet.
+    pub fn new(format: Format) -> CreateOptions {
+        CreateOptions {
+            format,
+            size: None,
+            backing: None,
+            preallocation: Preallocation::Off,
+            overwrite: Overwrite::Refuse,
+            qcow2: Qcow2CreateOptions::default(),
+        }
+    }
+
+    /// A qcow2 image of `size` bytes.
+    pub fn qcow2(size: u64) -> CreateOptions {
+        CreateOptions { size: Some(size), ..CreateOptions::new(Format::Qcow2) }
+    }
+
+    /// A qcow2 image over the backing file of this name, with its size.
+    pub fn overlay(backing: impl Into<OsString>) -> CreateOptions {
+        CreateOptions { backing: Some(BackingOptions::new(backing)), ..CreateOptions::new(Format::Qcow2) }
+    }
+}
+
+/// What was created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CreateReport {
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// The backing file's format, when it was not given but found.
+    pub found_backing_format: Option<Format>,
+}
+
+/// Creates an image at `path`. It appears whole, or not at all; nothing is synced.
+pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<CreateReport> {
+    let path = path.as_ref();
+    let plan = plan(path, options).map_err(|error| error.at_path(path))?;
+    let report = plan.report.clone();
+    StagedImage::write(path, options.overwrite, &plan)?.publish()?;
+    Ok(report)
+}
+
+/// A creation that has been judged: nothing about the options can fail any more.
+#[derive(Debug, Clone)]
+pub struct CreatePlan {
+    content: Content,
+    preallocation: Preallocation,
+    report: CreateReport,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Raw { size: u64 },
+    Qcow2(Box<FreshParams>),
+}
+
+impl CreatePlan {
+    /// What will have been created.
+    pub fn report(&self) -> &CreateReport {
+        &self.report
+    }
+
+    /// Writes the new image to `storage`, which is empty.
+    pub(super) fn write_to(&self, storage: &dyn Storage) -> Result<()> {
+        match &self.content {
+            Content::Qcow2(params) => qcow2::create(storage, params),
+            Content::Raw { size } => write_raw(storage, *size, self.preallocation),
+        }
+    }
+}
+
+fn write_raw(storage: &dyn Storage, size: u64, preallocation: Preallocation) -> Result<()> {
+    let whole = ByteRange::between(0, size);
+    match preallocation {
+        Preallocation::Off | Preallocation::Metadata => storage.set_len(size),
+        Preallocation::Falloc => storage.allocate(whole),
+        Preallocation::Full => qcow2::write_every_byte(storage, whole),
+    }
+    .map_err(|error| Error::io("write the image", error))
+}
+
+/// Judges the options for an image at `path`, and looks at its backing file. Writes nothing.
+pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
+    let looked_at = match &options.backing {
+        Some(backing) => Some(look_at_backing(path, backing)?),
+        None => None,
+    };
+    let size = match (options.size, looked_at.as_ref().and_then(|found| found.size)) {
+        (Some(size), _) | (None, Some(size)) => round_size(size)?,
+        (None, None) => {
+            return Err(Error::invalid("the new image needs a size (or a backing file to take it from)"));
+        }
+    };
+    let found_backing_format = looked_at.as_ref().and_then(|found| found.found_format);
+    let report = CreateReport { size, found_backing_format };
+    let content = match options.format {
+        Format::Raw => raw_content(size, options)?,
+        Format::Qcow2 => Content::Qcow2(Box::new(qcow2_params(size, options, found_backing_format)?)),
+    };
+    Ok(CreatePlan { content, preallocation: options.preallocation, report })
+}
+
+fn round_size(size: u64) -> Result<u64> {
+    size.checked_next_multiple_of(512)
+        .filter(|&rounded| rounded <= ByteRange::MAX_END)
+        .ok_or_else(|| Error::invalid(format!("the size {size} is larger than any disk can be")))
+}
+
+fn raw_content(size: u64, options: &CreateOptions) -> Result<Content> {
+    if options.backing.is_some() {
+        return Err(Error::invalid("a raw image cannot have a backing file; use the format qcow2"));
+    }
+    if options.preallocation == Preallocation::Metadata {
+        return Err(Error::invalid("a raw image has no metadata to preallocate; use off, falloc or full"));
+    }
+    Ok(Content::Raw { size })
+}
+
+fn qcow2_params(size: u64, options: &CreateOptions, found: Option<Format>) -> Result<FreshParams> {
+    let wanted = &options.qcow2;
+    let cluster_bits = wanted.cluster_size.checked_ilog2().unwrap_or(0);
+    let in_bounds = (MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits);
+    if !wanted.cluster_size.is_power_of_two() || !in_bounds {
+        return Err(Error::invalid(format!(
+            "cluster_size is {} bytes; it must be a power of two from 512 bytes to 2 MiB",
+            wanted.cluster_size
+        )));
+    }
+    if !wanted.refcount_bits.is_power_of_two() || wanted.refcount_bits > 64 {
+        return Err(Error::invalid(format!(
+            "refcount_bits is {}; it must be a power of two from 1 to 64",
+            wanted.refcount_bits
+        )));
+    }
+    refuse_in_version_2(wanted)?;
+    if options.backing.is_some() && options.preallocation != Preallocation::Off {
+        return Err(Error::invalid("an image with a backing file cannot be preallocated"));
+    }
+    let geometry = Geometry::new(cluster_bits, wanted.refcount_bits.ilog2())
+        .map_err(|error| Error::invalid(error.to_string()))?;
+    let backing = options.backing.as_ref().map(|backing| BackingName {
+        name: backing.name.as_bytes().to_vec(),
+        format: backing.format.or(found).map(|format| format.as_str().as_bytes().to_vec()),
+    });
+    Ok(FreshParams {
+        version: wanted.version,
+        geometry,
+        size,
+        lazy_refcounts: wanted.lazy_refcounts,
+        compression: wanted.compression,
+        preallocation: options.preallocation,
+        backing,
+    })
+}
+
+fn refuse_in_version_2(wanted: &Qcow2CreateOptions) -> Result<()> {
+    if wanted.version != Version::V2 {
+        return Ok(());
+    }
+    let needs_version_3 = [
+        (wanted.refcount_bits != 16, "refcounts of another width than 16 bits"),
+        (wanted.lazy_refcounts == LazyRefcounts::On, "lazy refcounts"),
+        (wanted.compression != CompressionType::Deflate, "a compression type other than zlib"),
+    ];
+    match needs_version_3.iter().find(|(is_wanted, _)| *is_wanted) {
+        Some((_, what)) => Err(Error::invalid(format!("{what} need compat=1.1 (version 3) or later"))),
+        None => Ok(()),
+    }
+}
+
+/// What a look at the backing file told.
+struct LookedAt {
+    size: Option<u64>,
+    found_format: Option<Format>,
+}
+
+/// Opens the backing file for its size, and for its format if that is not given. What it names itself is not opened.
+fn look_at_backing(path: &Path, backing: &BackingOptions) -> Result<LookedAt> {
+    if backing.name.is_empty() {
+        return Err(Error::invalid("the backing file's name is empty"));
+    }
+    if backing.name.len() > 1023 {
+        return Err(Error::invalid("the backing file's name is longer than 1023 bytes"));
+    }
+    if backing.verification == Verification::Trust {
+        return Ok(LookedAt { size: None, found_format: None });
+    }
+    let context = |error: Error| {
+        let name = backing.name.to_string_lossy().into_owned();
+        Error::new(ErrorKind::Backing { name, source: Box::new(error) })
+    };
+    let resolved = names::resolve(backing.name.as_bytes(), Some(path)).map_err(context)?;
+    let options = OpenOptions { format: backing.format, ..OpenOptions::default() };
+    let found = Found::open(&resolved, &options, Access::ReadOnly).map_err(context)?;
+    let size = match &found.kind {
+        Kind::Qcow2(header) => header.size,
+        Kind::Raw => {
+            let len = found.storage.len().map_err(|error| context(Error::io("read its length", error)))?;
+            len.next_multiple_of(512)
+        }
+    };
+    let found_format = backing.format.is_none().then(|| found.kind.format());
+    Ok(LookedAt { size: Some(size), found_format })
+}

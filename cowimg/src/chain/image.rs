@@ -1,0 +1,272 @@
+//! An open image with its backing chain.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::create::{CreateOptions, create};
+use super::extents::Extents;
+use super::info::ImageInfo;
+use super::options::OpenOptions;
+use super::walk::{Found, Kind, walk};
+use crate::disk::{Disk, ZeroMode};
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format::probe::Format;
+use crate::format::qcow2::{CompressionType, Header};
+use crate::qcow2::check::{CheckReport, check_storage};
+use crate::qcow2::{Qcow2, Qcow2Options};
+use crate::range::ByteRange;
+use crate::raw::Raw;
+use crate::storage::{Access, Storage};
+
+/// An open disk image: what a guest sees, with the files behind it.
+///
+/// All I/O is positional and takes `&self`; share an `Image` between threads as it is. A write that has returned is seen
+/// by every later read. It survives a power cut once a later [`Image::flush`] has returned; after a crash without one
+/// a sector holds what it held before or what was written, nothing else.
+///
+/// [`Image::close`] says whether everything reached the file; dropping only tries.
+#[derive(Debug)]
+pub struct Image {
+    top: Engine,
+    layers: Vec<Layer>,
+}
+
+/// One file of the chain.
+#[derive(Debug)]
+pub struct Layer {
+    found: Found,
+}
+
+#[derive(Debug, Clone)]
+enum Engine {
+    Raw(Arc<Raw>),
+    Qcow2(Arc<Qcow2>),
+}
+
+impl Engine {
+    fn disk(&self) -> &dyn Disk {
+        match self {
+            Engine::Raw(raw) => &**raw,
+            Engine::Qcow2(qcow2) => &**qcow2,
+        }
+    }
+
+    fn shared(self) -> Arc<dyn Disk> {
+        match self {
+            Engine::Raw(raw) => raw,
+            Engine::Qcow2(qcow2) => qcow2,
+        }
+    }
+
+    fn open(layer: &Found, below: Option<Arc<dyn Disk>>, access: Access, cache_size: u64) -> Result<Engine> {
+        let writable = access == Access::ReadWrite;
+        let storage = Arc::clone(&layer.storage);
+        Ok(match &layer.kind {
+            Kind::Raw => Engine::Raw(Arc::new(Raw::open(storage, writable)?)),
+            Kind::Qcow2(header) => {
+                let options = Qcow2Options { writable, cache_bytes: cache_size };
+                let header = Header::clone(header);
+                Engine::Qcow2(Arc::new(Qcow2::open(storage, header, below, options)?))
+            }
+        })
+    }
+}
+
+impl Layer {
+    /// The file's name, as it was opened; none for a storage that the caller brought.
+    pub fn path(&self) -> Option<&Path> {
+        self.found.path.as_deref()
+    }
+
+    /// The file's format.
+    pub fn format(&self) -> Format {
+        self.found.kind.format()
+    }
+
+    /// What the file said of itself when it was opened.
+    pub fn info(&self) -> Result<ImageInfo> {
+        ImageInfo::read(&self.found)
+    }
+}
+
+impl Image {
+    /// Opens the image at `path` for reading, with its backing chain; the format is found from its first bytes.
+    pub fn open(path: impl AsRef<Path>) -> Result<Image> {
+        OpenOptions::default().open(path)
+    }
+
+    /// Creates an image at `path`, which appears whole or not at all, and opens it for writing.
+    pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Image> {
+        let path = path.as_ref();
+        create(path, options)?;
+        Image::options().access(Access::ReadWrite).format(options.format).open(path)
+    }
+
+    /// How to open an image otherwise: for writing, with a stated format, with a policy for backing files.
+    pub fn options() -> OpenOptions {
+        OpenOptions::default()
+    }
+
+    pub(super) fn open_with(path: &Path, options: &OpenOptions) -> Result<Image> {
+        Image::assemble(Found::open(path, options, options.access)?, options)
+    }
+
+    pub(super) fn open_storage_with(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
+        Image::assemble(Found::new(None, storage, options.format)?, options)
+    }
+
+    /// Opens the engines from the bottom of the chain up: each receives the disk below it.
+    fn assemble(top: Found, options: &OpenOptions) -> Result<Image> {
+        let layers = walk(top, options)?;
+        let mut below: Option<Engine> = None;
+        for (depth, layer) in layers.iter().enumerate().rev() {
+            let access = if depth == 0 { options.access } else { Access::ReadOnly };
+            let engine = Engine::open(layer, below.map(Engine::shared), access, options.cache_size).map_err(
+                |error| match &layer.path {
+                    Some(path) => error.at_path(path),
+                    None => error,
+                },
+            )?;
+            below = Some(engine);
+        }
+        let layers = layers.into_iter().map(|found| Layer { found }).collect();
+        match below {
+            Some(top) => Ok(Image { top, layers }),
+            None => Err(Error::invalid("an image has at least one layer")),
+        }
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.disk().size()
+    }
+
+    /// The image's own format.
+    pub fn format(&self) -> Format {
+        match self.top {
+            Engine::Raw(_) => Format::Raw,
+            Engine::Qcow2(_) => Format::Qcow2,
+        }
+    }
+
+    /// Bytes in a cluster, the unit of allocation; none for a raw image.
+    pub fn cluster_size(&self) -> Option<u64> {
+        match &self.top {
+            Engine::Raw(_) => None,
+            Engine::Qcow2(qcow2) => Some(qcow2.cluster_size()),
+        }
+    }
+
+    /// The files of the chain, this image first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Fills `buf` with the bytes at `offset`. A range that passes the end of the disk is refused whole.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.named(self.disk().read_at(buf, offset))
+    }
+
+    /// Writes `buf` at `offset`. A range that passes the end of the disk is refused whole. When it fails on the way,
+    /// each sector of the range holds its old or its new bytes.
+    pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.named(self.disk().write_at(buf, offset))
+    }
+
+    /// Makes the range read as zeroes.
+    pub fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
+        self.named(self.disk().write_zeroes(range, mode))
+    }
+
+    /// Says that the guest no longer needs the range. Whole clusters of it read as zeroes afterwards and give their space
+    /// back after the next flush; in a version 2 image they stay as they are where the backing file would show. Parts of
+    /// clusters stay as they are.
+    pub fn discard(&self, range: ByteRange) -> Result<()> {
+        self.named(self.disk().discard(range))
+    }
+
+    /// Returns when everything acknowledged before the call survives a power cut.
+    pub fn flush(&self) -> Result<()> {
+        self.named(self.disk().flush())
+    }
+
+    /// What stands behind `range`, in order; the part past the end of the disk is left out.
+    pub fn extents(&self, range: ByteRange) -> Extents<'_> {
+        Extents::new(self.disk(), range)
+    }
+
+    /// The extent at `offset`, as far as one look tells and at most `max_len` (above 0) long.
+    pub fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
+        self.named(self.disk().extent_at(offset, max_len))
+    }
+
+    /// Grows the disk to `new_size` bytes, a multiple of 512. The new part reads as zeroes, whatever a larger backing
+    /// file has there. Shrinking is refused.
+    pub fn grow(&self, new_size: u64) -> Result<()> {
+        self.named(match &self.top {
+            Engine::Raw(raw) => raw.grow(new_size),
+            Engine::Qcow2(qcow2) => qcow2.grow(new_size),
+        })
+    }
+
+    /// Stores `packed`, the compressed bytes of the whole cluster at `offset`, which must be fewer than a cluster's. Only
+    /// for qcow2 images; see [`crate::job::convert`] for the usual way.
+    pub(crate) fn write_compressed(&self, packed: &[u8], offset: u64) -> Result<()> {
+        match &self.top {
+            Engine::Raw(_) => Err(Error::unsupported("a raw image cannot hold compressed clusters")),
+            Engine::Qcow2(qcow2) => self.named(qcow2.write_compressed(packed, offset)),
+        }
+    }
+
+    /// How the image compresses, if its format can.
+    pub(crate) fn compression(&self) -> Option<CompressionType> {
+        match &self.top {
+            Engine::Raw(_) => None,
+            Engine::Qcow2(qcow2) => Some(qcow2.compression()),
+        }
+    }
+
+    /// What the image says of itself now.
+    pub fn info(&self) -> Result<ImageInfo> {
+        let Some(layer) = self.layers.first() else { return Err(Error::invalid("an image has a layer")) };
+        let kind = match &self.top {
+            Engine::Raw(_) => Kind::Raw,
+            Engine::Qcow2(qcow2) => Kind::Qcow2(Box::new(qcow2.header())),
+        };
+        let now = Found { path: layer.found.path.clone(), storage: Arc::clone(&layer.found.storage), kind };
+        self.named(ImageInfo::read(&now))
+    }
+
+    /// Checks the image's metadata after a flush. Only for qcow2 images: a raw one has none.
+    pub fn check(&self) -> Result<CheckReport> {
+        let Some(layer) = self.layers.first() else { return Err(Error::invalid("an image has a layer")) };
+        if self.format() == Format::Raw {
+            return self.named(Err(Error::unsupported("a raw image has nothing to check")));
+        }
+        self.flush()?;
+        self.named(check_storage(&*layer.found.storage))
+    }
+
+    /// Writes everything out and says whether that succeeded. Afterwards the image's file is complete and holds no
+    /// cluster that nothing refers to.
+    pub fn close(self) -> Result<()> {
+        let closed = match &self.top {
+            Engine::Raw(raw) => raw.flush(),
+            Engine::Qcow2(qcow2) => qcow2.close(),
+        };
+        self.named(closed)
+    }
+
+    fn disk(&self) -> &dyn Disk {
+        self.top.disk()
+    }
+
+    /// An error with the image's name, unless it names a file already.
+    fn named<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match self.layers.first().and_then(Layer::path) {
+            Some(path) => error.at_path(path),
+            None => error,
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! What an image says of itself, read from its header alone: also for images that cannot be opened here.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use super::options::OpenOptions;
+use super::walk::{Found, Kind, walk};
+use crate::corruption::Corruption;
+use crate::error::{Error, Result};
+use crate::format::probe::Format;
+use crate::format::qcow2::{
+    Autoclear, BitmapEntry, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
+};
+use crate::storage::{Access, Storage, StorageExt};
+
+/// The most bytes of snapshot table that are read.
+const MAX_SNAPSHOT_TABLE: u64 = 64 << 20;
+
+/// What one image file says of itself.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// The name by which it was opened; none for a storage that the caller brought.
+    pub path: Option<PathBuf>,
+    /// Its format.
+    pub format: Format,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// Length of the file in bytes, rounded up to whole sectors of 512 bytes.
+    pub file_len: u64,
+    /// Space that the host has given to the file, in bytes.
+    pub disk_size: u64,
+    /// The file is a device of the host.
+    pub is_device: bool,
+    /// Bytes in a cluster, for formats that have clusters.
+    pub cluster_size: Option<u64>,
+    /// The backing file, if the image has one.
+    pub backing: Option<BackingInfo>,
+    /// The image was not closed after it was written with lazy refcounts.
+    pub dirty: bool,
+    /// The guest's data is encrypted.
+    pub encrypted: bool,
+    /// Internal snapshots, in the order of the table.
+    pub snapshots: Vec<Snapshot>,
+    /// What only qcow2 images have.
+    pub qcow2: Option<Qcow2Info>,
+}
+
+/// An image's reference to its backing file.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct BackingInfo {
+    /// The name as it stands in the image.
+    pub name: OsString,
+    /// The format that the image states.
+    pub format: Option<String>,
+    /// The file that the name means, seen from the image's folder; the name itself where it is no plain file name.
+    pub full_name: OsString,
+}
+
+/// What the header of a qcow2 image says.
+#[allow(clippy::struct_excessive_bools, reason = "each is one bit of the header")]
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Qcow2Info {
+    /// Version of the format.
+    pub version: Version,
+    /// How compressed clusters are compressed.
+    pub compression: CompressionType,
+    /// Refcounts may be left behind while the image is in use.
+    pub lazy_refcounts: bool,
+    /// Width of a refcount.
+    pub refcount_bits: u32,
+    /// The image is marked corrupt.
+    pub corrupt: bool,
+    /// L2 entries have subclusters.
+    pub extended_l2: bool,
+    /// The external data file, if the image has one.
+    pub data_file: Option<OsString>,
+    /// The data file is a raw image of the disk.
+    pub data_file_raw: bool,
+    /// The bitmaps that the image stores, as far as it says that they are consistent.
+    pub bitmaps: Vec<BitmapInfo>,
+    /// How the guest's data is encrypted.
+    pub crypt_method: CryptMethod,
+}
+
+/// A bitmap that an image stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BitmapInfo {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Guest bytes that one bit stands for.
+    pub granularity: u64,
+    /// It was not saved properly, so that its content means nothing.
+    pub in_use: bool,
+    /// It records every write.
+    pub auto: bool,
+}
+
+/// What the image at `path` says of itself. Nothing that it names is opened.
+pub fn inspect(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ImageInfo> {
+    let path = path.as_ref();
+    let found = Found::open(path, options, Access::ReadOnly)?;
+    ImageInfo::read(&found).map_err(|error| error.at_path(path))
+}
+
+/// The same for the image at `path` and every layer below it, as far as the policy of `options` allows.
+pub fn inspect_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
+    let found = Found::open(path.as_ref(), options, Access::ReadOnly)?;
+    walk(found, options)?.iter().map(ImageInfo::read).collect()
+}
+
+impl ImageInfo {
+    pub(super) fn read(found: &Found) -> Result<ImageInfo> {
+        let header = match &found.kind {
+            Kind::Raw => None,
+            Kind::Qcow2(header) => Some(&**header),
+        };
+        ImageInfo::of(found.path.as_deref(), &*found.storage, header, found)
+    }
+
+    fn of(
+        path: Option<&Path>,
+        storage: &dyn Storage,
+        header: Option<&Header>,
+        found: &Found,
+    ) -> Result<ImageInfo> {
+        let io = |error| Error::io("read the size of the file", error);
+        let file_len = storage.len().map_err(io)?.next_multiple_of(512);
+        Ok(ImageInfo {
+            path: path.map(Path::to_path_buf),
+            format: found.kind.format(),
+            virtual_size: header.map_or(file_len, |header| header.size),
+            file_len,
+            disk_size: storage.allocated_bytes().map_err(io)?,
+            is_device: path.is_some_and(is_device),
+            cluster_size: header.map(|header| header.geometry().cluster_size()),
+            backing: backing_info(found),
+            dirty: header.is_some_and(|header| header.incompatible.contains(Incompatible::DIRTY)),
+            encrypted: header.is_some_and(|header| header.crypt_method != CryptMethod::None),
+            snapshots: header.map_or_else(|| Ok(Vec::new()), |header| read_snapshots(storage, header))?,
+            qcow2: header.map(|header| Qcow2Info::of(storage, header)).transpose()?,
+        })
+    }
+}
+
+impl Qcow2Info {
+    fn of(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> {
+        Ok(Qcow2Info {
+            version: header.version,
+            compression: header.compression,
+            lazy_refcounts: header.compatible.contains(Compatible::LAZY_REFCOUNTS),
+            refcount_bits: header.geometry().refcount_bits(),
+            corrupt: header.incompatible.contains(Incompatible::CORRUPT),
+            extended_l2: header.incompatible.contains(Incompatible::EXTENDED_L2),
+            data_file: header.data_file_name().map(|name| OsStr::from_bytes(name).to_os_string()),
+            data_file_raw: header.autoclear.contains(Autoclear::DATA_FILE_RAW),
+            bitmaps: read_bitmaps(storage, header)?,
+            crypt_method: header.crypt_method,
+        })
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    let kind = std::fs::metadata(path).map(|metadata| metadata.file_type());
+    kind.is_ok_and(|kind| kind.is_block_device() || kind.is_char_device())
+}
+
+fn backing_info(found: &Found) -> Option<BackingInfo> {
+    let (name, format) = found.backing()?;
+    let name = OsStr::from_bytes(name).to_os_string();
+    let full_name = match found.backing_path() {
+        Some(Ok(path)) => path.into_os_string(),
+        _ => name.clone(),
+    };
+    let format = format.map(|format| String::from_utf8_lossy(format).into_owned());
+    Some(BackingInfo { name, format, full_name })
+}
+
+fn read_bitmaps(storage: &dyn Storage, header: &Header) -> Result<Vec<BitmapInfo>> {
+    let Some(extension) = header.bitmaps() else { return Ok(Vec::new()) };
+    let mut bytes = vec![0; extension.directory_size as usize];
+    storage
+        .read_exact_at(&mut bytes, extension.directory.get())
+        .map_err(|error| Error::io("read the bitmap directory", error))?;
+    let entries = BitmapEntry::decode_directory(&bytes, extension.count)
+        .map_err(|error| Corruption::BitmapDirectory(error.to_string()))?;
+    let info = |entry: BitmapEntry| BitmapInfo {
+        granularity: 1 << entry.granularity_bits.min(63),
+        in_use: entry.flags & BitmapEntry::IN_USE != 0,
+        auto: entry.flags & BitmapEntry::AUTO != 0,
+        name: entry.name,
+    };
+    Ok(entries.into_iter().map(info).collect())
+}
+
+/// The snapshot table. It states no length, so that it is read in growing pieces until it decodes.
+fn read_snapshots(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
+    if header.snapshot_count == 0 {
+        return Ok(Vec::new());
+    }
+    let io = |error| Error::io("read the snapshot table", error);
+    let offset = header.snapshot_table.get();
+    let available = storage.len().map_err(io)?.saturating_sub(offset).min(MAX_SNAPSHOT_TABLE);
+    let mut len = available.min(64 << 10);
+    loop {
+        let mut bytes = vec![0; len as usize];
+        storage.read_exact_at(&mut bytes, offset).map_err(io)?;
+        match Snapshot::decode_table(&bytes, header.snapshot_count) {
+            Ok((snapshots, _)) => return Ok(snapshots),
+            Err(_) if len < available => len = available.min(len * 8),
+            Err(error) => return Err(Corruption::SnapshotTable(error.to_string()).into()),
+        }
+    }
+}

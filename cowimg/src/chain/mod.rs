@@ -1,0 +1,37 @@
+//! Images with names: opening them and their backing chains, creating them. The only place that opens files.
+//!
+//! Start at [`Image`].
+
+mod check;
+mod create;
+mod extents;
+mod image;
+mod info;
+mod names;
+mod options;
+mod policy;
+mod staged;
+mod walk;
+
+pub use check::check_file;
+pub use create::{
+    BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
+    create, plan,
+};
+pub use extents::Extents;
+pub use image::{Image, Layer};
+pub use info::{BackingInfo, BitmapInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
+pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, OpenOptions};
+pub use policy::FilePolicy;
+pub use staged::StagedImage;
+
+/// Whether syncs reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SyncMode {
+    /// They do: what was flushed survives a power cut.
+    #[default]
+    Always,
+    /// They do not. A power cut, or a crash of the host, may leave an image that is damaged beyond use; a crash of
+    /// this program does not. What `qemu-img` calls cache mode `unsafe`.
+    Never,
+}

@@ -1,0 +1,97 @@
+//! How an image is opened.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{FilePolicy, Image, SyncMode};
+use crate::error::Result;
+use crate::format::probe::Format;
+use crate::storage::{Access, Storage};
+
+/// Memory for L2 tables and refcount blocks of each layer, unless a caller says otherwise: enough for the tables of
+/// 200 GiB of data in clusters of 64 KiB.
+pub const DEFAULT_CACHE_SIZE: u64 = 32 << 20;
+
+/// The most layers that a chain may have, unless a caller says otherwise.
+pub const DEFAULT_MAX_DEPTH: usize = 256;
+
+/// How to open an image; made by [`Image::options`].
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    pub(super) access: Access,
+    pub(super) format: Option<Format>,
+    pub(super) backing: FilePolicy,
+    pub(super) cache_size: u64,
+    pub(super) max_depth: usize,
+    pub(super) sync: SyncMode,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            access: Access::ReadOnly,
+            format: None,
+            backing: FilePolicy::default(),
+            cache_size: DEFAULT_CACHE_SIZE,
+            max_depth: DEFAULT_MAX_DEPTH,
+            sync: SyncMode::Always,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Whether the image is to be written; reading is the default. Its backing files are never written.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> OpenOptions {
+        self.access = access;
+        self
+    }
+
+    /// The image's format. Without it the first bytes decide, which is unsafe for a raw image that a guest has
+    /// written: a guest can make its disk look like any format.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> OpenOptions {
+        self.format = Some(format);
+        self
+    }
+
+    /// Which files the image, and those below it, may name as backing files. All is the default.
+    #[must_use]
+    pub fn backing(mut self, policy: FilePolicy) -> OpenOptions {
+        self.backing = policy;
+        self
+    }
+
+    /// Bytes of metadata that each layer keeps in memory; [`DEFAULT_CACHE_SIZE`] is the default. The L1 table (8
+    /// bytes for each 512 MiB of disk, with clusters of 64 KiB) and the refcount table come on top.
+    #[must_use]
+    pub fn cache_size(mut self, bytes: u64) -> OpenOptions {
+        self.cache_size = bytes;
+        self
+    }
+
+    /// The most layers that the chain may have, the image itself included; [`DEFAULT_MAX_DEPTH`] is the default.
+    /// Reading through many layers takes stack space in proportion.
+    #[must_use]
+    pub fn max_depth(mut self, layers: usize) -> OpenOptions {
+        self.max_depth = layers;
+        self
+    }
+
+    /// Whether syncs reach the disk. Never is for images that are thrown away when the machine fails.
+    #[must_use]
+    pub fn sync(mut self, mode: SyncMode) -> OpenOptions {
+        self.sync = mode;
+        self
+    }
+
+    /// Opens the image at `path` and its whole backing chain.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        Image::open_with(path.as_ref(), self)
+    }
+
+    /// Opens the image in `storage`. Its backing file's name, if it has one, is relative to the process's folder.
+    pub fn open_storage(&self, storage: Arc<dyn Storage>) -> Result<Image> {
+        Image::open_storage_with(storage, self)
+    }
+}

@@ -1,0 +1,132 @@
+//! An image that has no name yet: written beside its place, and given its name when it is complete.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::NamedTempFile;
+
+use super::create::{CreateOptions, CreatePlan, Overwrite, plan};
+use super::options::OpenOptions;
+use super::{Image, SyncMode};
+use crate::error::{Error, Result};
+use crate::storage::{Access, FileOptions, FileStorage, Storage, UnsyncedStorage};
+
+/// A new image on its way to its name. [`StagedImage::publish`] gives it the name; dropping it leaves nothing behind.
+///
+/// A device has no name to wait for: there the image is written in place.
+#[derive(Debug)]
+#[must_use]
+pub struct StagedImage {
+    target: PathBuf,
+    overwrite: Overwrite,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Beside the target, under a name of its own.
+    Beside(NamedTempFile),
+    /// The target is a device.
+    Device,
+}
+
+impl StagedImage {
+    /// Creates the image that `options` ask for, to be named `path` later.
+    pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<StagedImage> {
+        let path = path.as_ref();
+        let plan = plan(path, options).map_err(|error| error.at_path(path))?;
+        StagedImage::write(path, options.overwrite, &plan)
+    }
+
+    /// Writes what was planned.
+    pub fn write(path: &Path, overwrite: Overwrite, plan: &CreatePlan) -> Result<StagedImage> {
+        let staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
+        plan.write_to(&*staged.storage()?).map_err(|error| error.at_path(path))?;
+        Ok(staged)
+    }
+
+    fn reserve(path: &Path, overwrite: Overwrite) -> Result<StagedImage> {
+        let target = match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A link that leads nowhere is a name that is taken, too.
+                if path.is_symlink() && overwrite == Overwrite::Refuse {
+                    return Err(name_is_taken());
+                }
+                path.to_path_buf()
+            }
+            Err(error) => return Err(Error::io("look at the target", error)),
+            Ok(_) if overwrite == Overwrite::Refuse => return Err(name_is_taken()),
+            Ok(metadata) if metadata.is_dir() => {
+                return Err(Error::io("create the image", io::ErrorKind::IsADirectory.into()));
+            }
+            Ok(metadata) if metadata.file_type().is_block_device() => {
+                return Ok(StagedImage { target: path.to_path_buf(), overwrite, place: Place::Device });
+            }
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(Error::invalid("the target is neither a file nor a block device"));
+            }
+            // A link keeps its place; what it leads to is replaced.
+            Ok(_) => path.canonicalize().map_err(|error| Error::io("resolve the target", error))?,
+        };
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let file = tempfile::Builder::new()
+            .prefix(".cowimg-")
+            .suffix(".part")
+            .permissions(Permissions::from_mode(0o644))
+            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .map_err(|error| Error::io("create the image", error))?;
+        Ok(StagedImage { target, overwrite, place: Place::Beside(file) })
+    }
+
+    /// Opens the new image for writing. Its syncs are left out unless `sync` says otherwise: until it has its name nobody
+    /// relies on it.
+    pub fn open(&self, options: &OpenOptions, sync: SyncMode) -> Result<Image> {
+        let path = self.path();
+        options.clone().access(Access::ReadWrite).sync(sync).open(path)
+    }
+
+    /// Where the image is now.
+    pub fn path(&self) -> &Path {
+        match &self.place {
+            Place::Beside(file) => file.path(),
+            Place::Device => &self.target,
+        }
+    }
+
+    /// Gives the image its name. Nothing is synced.
+    pub fn publish(self) -> Result<()> {
+        let target = self.target;
+        let named = match (self.place, self.overwrite) {
+            (Place::Device, _) => Ok(()),
+            (Place::Beside(file), Overwrite::Replace) => {
+                file.persist(&target).map(drop).map_err(|failed| failed.error)
+            }
+            (Place::Beside(file), Overwrite::Refuse) => {
+                file.persist_noclobber(&target).map(drop).map_err(|failed| failed.error)
+            }
+        };
+        named.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => name_is_taken().at_path(&target),
+            _ => Error::io("give the image its name", error).at_path(&target),
+        })
+    }
+
+    fn storage(&self) -> Result<Arc<dyn Storage>> {
+        let io = |error| Error::io("create the image", error);
+        let storage = match &self.place {
+            Place::Beside(file) => {
+                let file = file.as_file().try_clone().map_err(io)?;
+                FileStorage::from_file(file, Access::ReadWrite).map_err(io)?
+            }
+            Place::Device => FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?,
+        };
+        Ok(Arc::new(UnsyncedStorage::new(storage)))
+    }
+}
+
+fn name_is_taken() -> Error {
+    Error::io("create the image", io::Error::new(io::ErrorKind::AlreadyExists, "a file of this name exists"))
+}
