@@ -1,0 +1,89 @@
+//! `cowimg check`
+
+use std::io::Write;
+
+use cowimg::check::CheckReport;
+use cowimg::storage::{FileOptions, FileStorage};
+use cowimg::{Error, Format};
+
+use crate::args::{Report, ReportFormat, Source};
+use crate::commands::open_options;
+use crate::exit_code::ExitCode;
+use crate::failure::{Failure, note_plain};
+use crate::output::check::{self, CheckSummary};
+use crate::output::path_bytes;
+
+/// Look for contradictions and wasted space in an image
+///
+/// Nothing is changed. Exit codes: 0 nothing found, 1 the check could not be done or completed, 2 contradictions that
+/// can cost data, 3 wasted space only, 63 the format has nothing to check.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+
+    #[command(flatten)]
+    report: Report,
+
+    /// Print no report; findings go to standard error all the same
+    #[arg(short = 'q', long)]
+    quiet: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+    let file = &args.source.file;
+    // Looked at alone: what an image refers to within itself does not depend on its backing file.
+    let format = cowimg::inspect(file, &open_options(args.source.format))?.format;
+    if format == Format::Raw {
+        return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))
+            .code(ExitCode::CheckUnsupported));
+    }
+    let storage = FileStorage::open(file, &FileOptions::read_only())
+        .map_err(|error| Error::io("open the image", error).at_path(file))?;
+    let report = cowimg::check::check_storage(&storage).map_err(|error| error.at_path(file))?;
+    list_findings(&report);
+    let summary = CheckSummary {
+        filename: path_bytes(file).to_vec(),
+        format: format.as_str(),
+        corruptions: report.corruptions,
+        leaks: report.leaks,
+        check_errors: report.check_errors,
+        image_end_offset: report.image_end_offset,
+        total_clusters: report.total_clusters,
+        allocated_clusters: report.allocated_clusters,
+        fragmented_clusters: report.fragmented_clusters,
+        compressed_clusters: report.compressed_clusters,
+    };
+    if !args.quiet {
+        match args.report.format() {
+            ReportFormat::Human => check::human(&summary, out)?,
+            ReportFormat::Json => check::json(&summary).write_document(out)?,
+        }
+    }
+    Ok(exit_code(&report))
+}
+
+/// The findings, one per line. The report counts those, too, that are too many to list.
+fn list_findings(report: &CheckReport) {
+    for issue in &report.issues {
+        note_plain(&issue.to_string());
+    }
+    let listed: u64 = report.issues.iter().map(|issue| issue.times).sum();
+    let all = report.leaks + report.corruptions + report.check_errors;
+    if all > listed {
+        note_plain(&format!("{} more are counted and not listed", all - listed));
+    }
+}
+
+fn exit_code(report: &CheckReport) -> ExitCode {
+    if report.check_errors > 0 {
+        ExitCode::Failure
+    } else if report.corruptions > 0 {
+        ExitCode::Corruptions
+    } else if report.leaks > 0 {
+        ExitCode::Leaks
+    } else {
+        ExitCode::Success
+    }
+}

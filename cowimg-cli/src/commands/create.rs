@@ -1,0 +1,156 @@
+//! `cowimg create`
+
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use cowimg::{BackingOptions, CreateOptions, Format, Overwrite, Verification};
+
+use crate::args::format_options::{FormatOptions, options_of};
+use crate::args::image::{format_by_name, parse_format};
+use crate::args::key_values::KeyValues;
+use crate::args::path_parser;
+use crate::args::size::parse_size;
+use crate::exit_code::ExitCode;
+use crate::failure::{Failure, note};
+use crate::output;
+
+/// Create an image
+///
+/// The image appears whole or not at all, and an existing file is not replaced unless --force says so.
+#[derive(Debug, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub(crate) struct Args {
+    /// Format of the new image (raw, qcow2); without it qcow2, unless FILE ends in .raw or .img
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = parse_format)]
+    format: Option<Format>,
+
+    /// Options of the format: key=value, separated by commas ('-o help' lists them)
+    #[arg(short = 'o', long = "options", value_name = "OPTS")]
+    options: Vec<String>,
+
+    /// Stack the new image on this one: it reads as BACKING until it is written
+    #[arg(short = 'b', long, value_name = "BACKING")]
+    backing: Option<String>,
+
+    /// Format of BACKING; without it the format is found by looking, and recorded in the new image
+    #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_format)]
+    backing_format: Option<Format>,
+
+    /// Record BACKING and its format without looking at it
+    #[arg(short = 'u', long)]
+    backing_unsafe: bool,
+
+    /// Print nothing when all is well
+    #[arg(short = 'q', long)]
+    quiet: bool,
+
+    /// Replace FILE if it exists
+    #[arg(long)]
+    force: bool,
+
+    /// The new image's file
+    #[arg(value_name = "FILE", value_parser = path_parser(), required_unless_present = "options")]
+    file: Option<PathBuf>,
+
+    /// Size of the disk in bytes, or with a suffix k, M, G, T, P or E; without it BACKING's size
+    #[arg(value_name = "SIZE", allow_negative_numbers = true)]
+    size: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+    let given = KeyValues::parse(&args.options)?;
+    let has_backing = args.backing.is_some() || given.get("backing_file").is_some();
+    let format = args.format.unwrap_or_else(|| default_format(args, has_backing));
+    if given.asks_for_help() {
+        output::create::options_help(format, options_of(format), out)?;
+        return Ok(ExitCode::Success);
+    }
+    let Some(file) = &args.file else {
+        return Err(
+            Failure::usage("which file is to be created?").hint("Try 'cowimg create --help' for more info")
+        );
+    };
+    let options = FormatOptions::new(format, &given)?;
+    let size = size_of(args, &options)?;
+    let backing = backing_of(args, &options, format)?;
+    if size.is_none() && (backing.is_none() || args.backing_unsafe) {
+        return Err(Failure::usage(format!("{}: how large is it to be?", file.display()))
+            .hint(format!("Give a size: cowimg create {} 10G", file.display())));
+    }
+    let report = cowimg::create(
+        file,
+        &CreateOptions {
+            format,
+            size,
+            backing: backing.clone(),
+            preallocation: options.preallocation,
+            overwrite: if args.force { Overwrite::Replace } else { Overwrite::Refuse },
+            qcow2: options.qcow2.clone(),
+        },
+    )?;
+    if args.quiet {
+        return Ok(ExitCode::Success);
+    }
+    if let (Some(backing), Some(found)) = (&backing, report.found_backing_format) {
+        note(&format!("{}: format {found} found by looking; recorded in the image", backing.name.display()));
+    }
+    let recorded = backing.as_ref().and_then(|backing| {
+        let format = backing.format.or(report.found_backing_format)?;
+        Some((backing.name.as_bytes(), format))
+    });
+    let size = size.unwrap_or(report.size);
+    let created = output::create::Created { path: file, format, size, backing: recorded, options: &options };
+    output::create::human(&created, out)?;
+    Ok(ExitCode::Success)
+}
+
+/// The format when none is named: qcow2, unless the file's name speaks of raw.
+fn default_format(args: &Args, has_backing: bool) -> Format {
+    let by_name = args.file.as_deref().and_then(format_by_name);
+    if has_backing { Format::Qcow2 } else { by_name.unwrap_or(Format::Qcow2) }
+}
+
+/// The size, from either of its places.
+fn size_of(args: &Args, options: &FormatOptions) -> Result<Option<u64>, Failure> {
+    match (&args.size, options.size) {
+        (Some(_), Some(_)) => Err(Failure::usage("the size is given twice: as SIZE and as -o size=")),
+        (None, size) => Ok(size),
+        (Some(text), None) => match parse_size(text) {
+            Ok(size) => Ok(Some(size)),
+            Err(why) => Err(Failure::usage(why.to_string())),
+        },
+    }
+}
+
+/// The backing file, from either of its places.
+fn backing_of(
+    args: &Args,
+    options: &FormatOptions,
+    format: Format,
+) -> Result<Option<BackingOptions>, Failure> {
+    let backing_format = args.backing_format.or(options.backing_format);
+    let name = match (&args.backing, &options.backing_file) {
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage("the backing file is given twice: with -b and as -o backing_file="));
+        }
+        (Some(name), None) | (None, Some(name)) => name,
+        (None, None) if backing_format.is_some() => {
+            return Err(
+                Failure::usage("a backing format is given and no backing file").hint("Name it with -b")
+            );
+        }
+        (None, None) => return Ok(None),
+    };
+    if format != Format::Qcow2 {
+        return Err(Failure::usage(format!("a {format} image cannot have a backing file"))
+            .hint("Leave -f away or give -f qcow2"));
+    }
+    if args.backing_unsafe && backing_format.is_none() {
+        return Err(Failure::usage("-u does not look at the backing file, so its format must be given")
+            .hint("Add -F raw or -F qcow2"));
+    }
+    let verification = if args.backing_unsafe { Verification::Trust } else { Verification::Verify };
+    Ok(Some(BackingOptions { name: name.into(), format: backing_format, verification }))
+}

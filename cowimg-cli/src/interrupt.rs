@@ -1,0 +1,46 @@
+//! Ctrl-C as a flag: a long job looks at it, cleans up and says what it has left behind.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Signals that ask a process to end.
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Turns signals into a flag from its making to the end of the process. The second signal ends the process at once, so
+/// that a job that hangs can still be ended.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    cancel: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+impl Interrupt {
+    /// Starts to listen.
+    pub(crate) fn listen() -> io::Result<Interrupt> {
+        let interrupt = Interrupt { cancel: Arc::default(), signal: Arc::default() };
+        for signal in SIGNALS {
+            // The order counts: on the first signal the flag is still down when this one looks at it.
+            flag::register_conditional_default(signal, Arc::clone(&interrupt.cancel))?;
+            flag::register_usize(signal, Arc::clone(&interrupt.signal), signal.unsigned_abs() as usize)?;
+            flag::register(signal, Arc::clone(&interrupt.cancel))?;
+        }
+        Ok(interrupt)
+    }
+
+    /// The flag: up once a signal has come.
+    pub(crate) fn cancel(&self) -> &AtomicBool {
+        &self.cancel
+    }
+
+    /// The signal that came last, if any.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => None,
+            signal => i32::try_from(signal).ok(),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The line that `create` prints.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use cowimg::Format;
+
+use crate::args::format_options::{FormatOptions, OptionHelp};
+use crate::output::path_bytes;
+
+/// An image that was just made.
+#[derive(Debug)]
+pub(crate) struct Created<'a> {
+    /// Its file.
+    pub(crate) path: &'a Path,
+    /// Its format.
+    pub(crate) format: Format,
+    /// The size of its disk as it was asked for, in bytes.
+    pub(crate) size: u64,
+    /// Its backing file's name, as stored, and format.
+    pub(crate) backing: Option<(&'a [u8], Format)>,
+    /// The other options.
+    pub(crate) options: &'a FormatOptions,
+}
+
+/// Writes the line: what was made, with every option that it has.
+pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let Created { options, size, .. } = created;
+    out.write_all(b"Formatting '")?;
+    out.write_all(path_bytes(created.path))?;
+    write!(out, "', fmt={}", created.format)?;
+    if created.format != Format::Qcow2 {
+        write!(out, " size={size}")?;
+        if let Some(word) = &options.preallocation_word {
+            write!(out, " preallocation={word}")?;
+        }
+        return writeln!(out);
+    }
+    write!(out, " cluster_size={} extended_l2=off", options.qcow2.cluster_size)?;
+    if let Some(word) = &options.preallocation_word {
+        write!(out, " preallocation={word}")?;
+    }
+    write!(out, " compression_type={} size={size}", options.qcow2.compression.as_str())?;
+    if let Some(word) = &options.compat_word {
+        write!(out, " compat={word}")?;
+    }
+    if let Some((name, format)) = created.backing {
+        // Commas are doubled, as `-o backing_file=` wants them.
+        out.write_all(b" backing_file=")?;
+        out.write_all(&name.split(|&byte| byte == b',').collect::<Vec<_>>().join(&b",,"[..]))?;
+        write!(out, " backing_fmt={format}")?;
+    }
+    let lazy_refcounts = options.lazy_refcounts_word.as_deref().unwrap_or("off");
+    writeln!(out, " lazy_refcounts={lazy_refcounts} refcount_bits={}", options.qcow2.refcount_bits)
+}
+
+/// Writes the list of options that images of a format have.
+pub(crate) fn options_help(
+    format: Format,
+    options: impl Iterator<Item = &'static OptionHelp>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    writeln!(out, "Supported {format} options:")?;
+    for OptionHelp { key, value, purpose, .. } in options {
+        let title = format!("{key}=<{value}>");
+        writeln!(out, "  {title:<24} - {purpose}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! The report of `info`: one block per layer.
+//!
+//! What is special to a format is made once, as JSON; the text for people is the same tree with indentation
+//! instead of brackets, as in qemu-img.
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+
+use cowimg::format::qcow2::CryptMethod;
+use cowimg::{BitmapInfo, ImageInfo, Version};
+
+use crate::output::human_size::human_size;
+use crate::output::json::Json;
+use crate::output::snapshots;
+
+/// What the report of a layer needs.
+#[derive(Debug)]
+pub(crate) struct LayerReport {
+    /// What the image says of itself.
+    pub(crate) info: ImageInfo,
+    /// The name that it was opened by.
+    pub(crate) path: Vec<u8>,
+    /// What its bytes are reached by: `file` or `host_device`.
+    pub(crate) protocol: &'static str,
+}
+
+/// Every layer for a person, with an empty line between two.
+pub(crate) fn human(layers: &[LayerReport], out: &mut dyn Write) -> io::Result<()> {
+    for (index, layer) in layers.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        human_layer(layer, out)?;
+    }
+    Ok(())
+}
+
+/// One layer for a program.
+pub(crate) fn json(layer: &LayerReport) -> Json {
+    let info = &layer.info;
+    let children = Json::List(vec![Json::Object(vec![("name", "file".into()), ("info", file_node(layer))])]);
+    let mut fields = vec![("children", children)];
+    if let Some(format) = info.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
+        fields.push(("backing-filename-format", format.as_str().into()));
+    }
+    if !info.snapshots.is_empty() {
+        fields.push(("snapshots", snapshots::json(&info.snapshots)));
+    }
+    fields.push(("virtual-size", info.virtual_size.into()));
+    fields.push(("filename", layer.path.as_slice().into()));
+    if let Some(cluster_size) = info.cluster_size {
+        fields.push(("cluster-size", cluster_size.into()));
+    }
+    fields.push(("format", info.format.as_str().into()));
+    fields.push(("actual-size", info.disk_size.into()));
+    if let Some(specific) = format_specific(info) {
+        let data = Json::Object(specific);
+        fields.push((
+            "format-specific",
+            Json::Object(vec![("type", info.format.as_str().into()), ("data", data)]),
+        ));
+    }
+    if let Some(backing) = &info.backing {
+        fields.push(("full-backing-filename", backing.full_name.as_bytes().into()));
+    }
+    if info.encrypted {
+        fields.push(("encrypted", true.into()));
+    }
+    if let Some(backing) = &info.backing {
+        fields.push(("backing-filename", backing.name.as_bytes().into()));
+    }
+    fields.push(("dirty-flag", info.dirty.into()));
+    Json::Object(fields)
+}
+
+/// The whole chain for a program.
+pub(crate) fn json_chain(layers: &[LayerReport]) -> Json {
+    Json::List(layers.iter().map(json).collect())
+}
+
+/// The file beneath the image, as a node of its own.
+fn file_node(layer: &LayerReport) -> Json {
+    let info = &layer.info;
+    let nothing = Json::Object(vec![("type", "file".into()), ("data", Json::Object(vec![]))]);
+    Json::Object(vec![
+        ("children", Json::List(vec![])),
+        ("virtual-size", info.file_len.into()),
+        ("filename", layer.path.as_slice().into()),
+        ("format", layer.protocol.into()),
+        ("actual-size", info.disk_size.into()),
+        ("format-specific", nothing),
+        ("dirty-flag", false.into()),
+    ])
+}
+
+/// What only images of this format have, if it has such things.
+fn format_specific(info: &ImageInfo) -> Option<Vec<(&'static str, Json)>> {
+    let qcow2 = info.qcow2.as_ref()?;
+    let mut fields = vec![
+        ("compat", if qcow2.version == Version::V2 { "0.10" } else { "1.1" }.into()),
+        ("compression-type", qcow2.compression.as_str().into()),
+    ];
+    if qcow2.version == Version::V2 {
+        fields.push(("refcount-bits", qcow2.refcount_bits.into()));
+        return Some(fields);
+    }
+    fields.push(("lazy-refcounts", qcow2.lazy_refcounts.into()));
+    if !qcow2.bitmaps.is_empty() {
+        fields.push(("bitmaps", Json::List(qcow2.bitmaps.iter().map(bitmap).collect())));
+    }
+    fields.push(("refcount-bits", qcow2.refcount_bits.into()));
+    if let Some(name) = &qcow2.data_file {
+        fields.push(("data-file", name.as_bytes().into()));
+    }
+    let method = match qcow2.crypt_method {
+        CryptMethod::Aes => Some("aes"),
+        CryptMethod::Luks => Some("luks"),
+        _ => None,
+    };
+    if let Some(method) = method {
+        fields.push(("encrypt", Json::Object(vec![("format", method.into())])));
+    }
+    if qcow2.data_file.is_some() {
+        fields.push(("data-file-raw", qcow2.data_file_raw.into()));
+    }
+    fields.push(("corrupt", qcow2.corrupt.into()));
+    fields.push(("extended-l2", qcow2.extended_l2.into()));
+    Some(fields)
+}
+
+/// A bitmap that the image stores.
+fn bitmap(bitmap: &BitmapInfo) -> Json {
+    let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
+    let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| (*name).into());
+    Json::Object(vec![
+        ("flags", Json::List(flags.collect())),
+        ("name", bitmap.name.as_slice().into()),
+        ("granularity", bitmap.granularity.into()),
+    ])
+}
+
+fn human_layer(layer: &LayerReport, out: &mut dyn Write) -> io::Result<()> {
+    let info = &layer.info;
+    write_line(out, "image: ", &layer.path)?;
+    writeln!(out, "file format: {}", info.format)?;
+    writeln!(out, "virtual size: {} ({} bytes)", human_size(info.virtual_size), info.virtual_size)?;
+    writeln!(out, "disk size: {}", human_size(info.disk_size))?;
+    if info.encrypted {
+        writeln!(out, "encrypted: yes")?;
+    }
+    if let Some(cluster_size) = info.cluster_size {
+        writeln!(out, "cluster_size: {cluster_size}")?;
+    }
+    if info.dirty {
+        writeln!(out, "cleanly shut down: no")?;
+    }
+    if let Some(backing) = &info.backing {
+        out.write_all(b"backing file: ")?;
+        out.write_all(backing.name.as_bytes())?;
+        if backing.full_name != backing.name {
+            out.write_all(b" (actual path: ")?;
+            out.write_all(backing.full_name.as_bytes())?;
+            out.write_all(b")")?;
+        }
+        writeln!(out)?;
+        if let Some(format) = &backing.format {
+            writeln!(out, "backing file format: {format}")?;
+        }
+    }
+    if !info.snapshots.is_empty() {
+        snapshots::human(&info.snapshots, out)?;
+    }
+    if let Some(specific) = format_specific(info) {
+        writeln!(out, "Format specific information:")?;
+        human_fields(&specific, 1, out)?;
+    }
+    writeln!(out, "Child node '/file':")?;
+    write_line(out, "    filename: ", &layer.path)?;
+    writeln!(out, "    protocol type: {}", layer.protocol)?;
+    writeln!(out, "    file length: {} ({} bytes)", human_size(info.file_len), info.file_len)?;
+    writeln!(out, "    disk size: {}", human_size(info.disk_size))
+}
+
+/// The fields of an object, one per line; keys lose their hyphens.
+fn human_fields(fields: &[(&'static str, Json)], level: usize, out: &mut dyn Write) -> io::Result<()> {
+    fields.iter().try_for_each(|(key, value)| human_value(&key.replace('-', " "), value, level, out))
+}
+
+/// One field or element: a line, or a title with its parts indented below it.
+fn human_value(title: &str, value: &Json, level: usize, out: &mut dyn Write) -> io::Result<()> {
+    write!(out, "{:width$}{title}:", "", width = 4 * level)?;
+    match value {
+        Json::Bool(value) => writeln!(out, " {value}"),
+        Json::Number(value) => writeln!(out, " {value}"),
+        Json::Text(text) => write_line(out, " ", text),
+        Json::Object(fields) => {
+            writeln!(out)?;
+            human_fields(fields, level + 1, out)
+        }
+        Json::List(values) => {
+            writeln!(out)?;
+            let mut numbered = values.iter().enumerate();
+            numbered.try_for_each(|(index, value)| human_value(&format!("[{index}]"), value, level + 1, out))
+        }
+    }
+}
+
+fn write_line(out: &mut dyn Write, title: &str, text: &[u8]) -> io::Result<()> {
+    out.write_all(title.as_bytes())?;
+    out.write_all(text)?;
+    out.write_all(b"\n")
+}

@@ -1,0 +1,133 @@
+//! `info`: the report is qemu-img's, byte for byte.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::workbench::Workbench;
+
+/// The report in all its forms.
+const FORMS: [&str; 4] = ["", "--output=json", "--backing-chain", "-b -U --output=json"];
+
+fn assert_same_reports(bench: &Workbench, file: &str) {
+    for form in FORMS {
+        bench.same(&format!("info {form} {file}"));
+    }
+}
+
+/// Sets a byte of a file.
+fn patch(bench: &Workbench, name: &str, offset: usize, byte: u8) {
+    let mut bytes = fs::read(bench.path(name)).expect("the image can be read");
+    bytes[offset] = byte;
+    fs::write(bench.path(name), bytes).expect("the image can be written");
+}
+
+#[test]
+fn every_image_of_a_chain_is_reported_as_by_qemu_img() {
+    let bench = Workbench::with_images();
+    for file in ["base.img", "base.qcow2", "child.qcow2", "top.qcow2", "comp.qcow2"] {
+        assert_same_reports(&bench, file);
+    }
+}
+
+#[test]
+fn every_kind_of_image_is_reported_as_by_qemu_img() {
+    let bench = Workbench::new();
+    for (options, file) in [
+        ("-o compat=0.10", "v2"),
+        ("-o compression_type=zstd,lazy_refcounts=on,refcount_bits=8", "features"),
+        ("-o extended_l2=on,cluster_size=128k", "subclusters"),
+        ("-o preallocation=metadata", "preallocated"),
+        ("-o preallocation=falloc,cluster_size=512", "small-clusters"),
+        ("-o data_file=ext.raw,data_file_raw=on", "external"),
+        ("--object secret,id=s,data=abc -o encrypt.format=aes,encrypt.key-secret=s", "aes"),
+    ] {
+        bench.qemu_img(&format!("create -q -f qcow2 {options} {file} 16M"));
+        assert_same_reports(&bench, file);
+    }
+}
+
+#[test]
+fn marks_in_the_header_are_reported_as_by_qemu_img() {
+    let bench = Workbench::new();
+    for (file, incompatible) in [("dirty", 1), ("corrupt", 2)] {
+        bench.qemu_img(&format!("create -q -f qcow2 -o compat=1.1 {file} 16M"));
+        patch(&bench, file, 79, incompatible);
+        assert_same_reports(&bench, file);
+    }
+}
+
+#[test]
+fn snapshots_are_listed_as_by_qemu_img() {
+    let bench = Workbench::with_images();
+    bench.qemu_img("snapshot -c one top.qcow2");
+    bench.qemu_io("top.qcow2", &["write 10M 1M"]);
+    bench.try_qemu_img(&["snapshot", "-c", "a name longer than its column", "top.qcow2"]).ok();
+    bench.try_qemu_img(&["snapshot", "-c", "quote\" and Umlaut ä", "top.qcow2"]).ok();
+    assert_same_reports(&bench, "top.qcow2");
+}
+
+#[test]
+fn the_path_of_a_backing_file_is_told_where_its_name_is_not_the_path() {
+    let bench = Workbench::with_images();
+    fs::create_dir(bench.path("d")).unwrap();
+    bench.qemu_img("create -q -f qcow2 -b ../base.img -F raw d/k.qcow2");
+    let absolute = bench.path("d/k.qcow2");
+    for file in ["d/k.qcow2", "./d/k.qcow2", "./top.qcow2", absolute.to_str().unwrap()] {
+        assert_same_reports(&bench, file);
+    }
+}
+
+#[test]
+fn a_backing_file_that_is_missing_or_no_file_is_named_all_the_same() {
+    let bench = Workbench::new();
+    bench.qemu_img("create -q -f qcow2 -u -b gone.img -F raw gone.qcow2 1M");
+    assert_same_reports(&bench, "gone.qcow2");
+    bench.qemu_img("create -q -f qcow2 -u -b nbd://host/x -F raw net.qcow2 1M");
+    bench.same("info net.qcow2");
+    bench.same("info --output=json net.qcow2");
+}
+
+#[test]
+fn a_raw_file_of_any_length_has_whole_sectors() {
+    let bench = Workbench::new();
+    for len in [0_usize, 1, 511, 512, 5000, 999 * 1024 + 512, 1024000, 1234567] {
+        fs::write(bench.path("odd.img"), vec![1; len]).unwrap();
+        assert_same_reports(&bench, "odd.img");
+    }
+    // Nothing is as large as it says.
+    for len in [1 << 20, 1000 << 20, 999 << 30, 1 << 40, (1 << 43) + 512] {
+        fs::File::create(bench.path("sparse.img")).unwrap().set_len(len).unwrap();
+        assert_same_reports(&bench, "sparse.img");
+    }
+}
+
+#[test]
+fn names_of_any_bytes_are_printed_and_escaped_as_by_qemu_img() {
+    let bench = Workbench::new();
+    let name =
+        b"q\"'b\\\x01\n\t\r\x08\x0c\x7f<>& \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80\xff\xfe\xe2\x82x\xed\xa0\x80";
+    let name = OsStr::from_bytes(name);
+    bench
+        .try_qemu_img(&[
+            OsStr::new("create"),
+            "-q".as_ref(),
+            "-f".as_ref(),
+            "qcow2".as_ref(),
+            name,
+            "1M".as_ref(),
+        ])
+        .ok();
+    bench.same_with(&[OsStr::new("info"), name]);
+    bench.same_with(&[OsStr::new("info"), "--output=json".as_ref(), name]);
+}
+
+#[test]
+fn json_has_a_short_name() {
+    let bench = Workbench::with_images();
+    for command in ["info", "check", "map"] {
+        let long = bench.cowimg(&format!("{command} --output json child.qcow2")).ok();
+        let short = bench.cowimg(&format!("{command} --json child.qcow2")).ok();
+        assert_eq!(short.text(), long.text());
+    }
+}

@@ -1,0 +1,15 @@
+//! The program beside qemu-img: the same command lines, reports, exit codes and files, and what is refused.
+//!
+//! Each test works in a folder of its own with the program and the real qemu-img (package qemu-utils), and fails
+//! with a clear message where that is missing. One file per command; `workbench` has what they share.
+
+mod bad_input;
+mod bytes;
+mod check;
+mod command_line;
+mod convert;
+mod create;
+mod info;
+mod map;
+mod resize;
+mod workbench;
