@@ -4,6 +4,7 @@
 //! that a power cut could leave are made: nothing unsynced, everything, prefixes, torn writes, random subsets. Each
 //! must open, pass the check without corruption, read back everything that a finished flush covered, hold in every
 //! other sector something that was there since that flush, and be good to write on.
+#![allow(clippy::unwrap_used, reason = "what cannot fail here is part of what is tested")]
 
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use cowimg::storage::{
     CrashChoice, Fault, FaultyStorage, MemoryStorage, Operation, OperationKind, Storage, StorageExt,
 };
 use cowimg::{
-    Access, ByteRange, CompressionType, ErrorKind, Format, Image, LazyRefcounts, Preallocation, Version, ZeroMode,
+    Access, ByteRange, CompressionType, ErrorKind, Format, Image, LazyRefcounts, Preallocation, Version,
+    ZeroMode,
 };
 
 const SECTOR: u64 = 512;
@@ -47,7 +49,12 @@ const SHAPES: [Shape; 5] = [
     Shape { version: Version::V3, cluster_bits: 9, refcount_order: 6, preallocation: Preallocation::Off },
     Shape { version: Version::V2, cluster_bits: 9, refcount_order: 4, preallocation: Preallocation::Off },
     Shape { version: Version::V3, cluster_bits: 12, refcount_order: 0, preallocation: Preallocation::Off },
-    Shape { version: Version::V3, cluster_bits: 10, refcount_order: 4, preallocation: Preallocation::Metadata },
+    Shape {
+        version: Version::V3,
+        cluster_bits: 10,
+        refcount_order: 4,
+        preallocation: Preallocation::Metadata,
+    },
 ];
 
 impl Shape {

@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
-use cowimg::check::CheckReport;
-use cowimg::storage::{FileOptions, FileStorage};
-use cowimg::{Error, Format};
+use cowimg::Format;
+use cowimg::check::{CheckReport, check_file};
 
 use crate::args::{Report, ReportFormat, Source};
 use crate::commands::open_options;
@@ -33,15 +32,13 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
     let file = &args.source.file;
-    // Looked at alone: what an image refers to within itself does not depend on its backing file.
-    let format = cowimg::inspect(file, &open_options(args.source.format))?.format;
+    let options = open_options(args.source.format);
+    let format = cowimg::inspect(file, &options)?.format;
     if format == Format::Raw {
         return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))
             .code(ExitCode::CheckUnsupported));
     }
-    let storage = FileStorage::open(file, &FileOptions::read_only())
-        .map_err(|error| Error::io("open the image", error).at_path(file))?;
-    let report = cowimg::check::check_storage(&storage).map_err(|error| error.at_path(file))?;
+    let report = check_file(file, &options)?;
     list_findings(&report);
     let summary = CheckSummary {
         filename: path_bytes(file).to_vec(),

@@ -1,10 +1,11 @@
 //! `cowimg convert`
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cowimg::job::{self, Compression, ConvertOptions, TargetContent};
+use cowimg::job::{self, Compression, ConvertOptions, Order, TargetContent};
 use cowimg::progress::Control;
 use cowimg::{
     BackingOptions, CreateOptions, Error, ErrorKind, Format, Image, Layer, Overwrite, Preallocation,
@@ -64,17 +65,17 @@ pub(crate) struct Args {
 
     /// Stack TARGET on this image, which must read as the part of SOURCE that is not copied
     #[arg(short = 'B', long, value_name = "BACKING")]
-    backing: Option<String>,
+    backing: Option<OsString>,
 
     /// Format of BACKING
     #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_format)]
     backing_format: Option<Format>,
 
-    /// How many pieces are copied at a time
-    #[arg(short = 'm', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16), default_value_t = 8)]
-    parallel: u8,
+    /// How many pieces are copied at a time; without it as many as there are processors, at most 8
+    #[arg(short = 'm', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: Option<u8>,
 
-    /// Pieces may be written in any order (accepted for scripts: they always may)
+    /// Write pieces as they come, not in the order of the source
     #[arg(short = 'W', long)]
     oob_writes: bool,
 
@@ -207,7 +208,8 @@ impl Copy<'_> {
                     "the backing file is given twice: with -B and as -o backing_file=",
                 ));
             }
-            (name, None) | (None, name) => name.as_ref(),
+            (Some(name), None) => Some(name.clone()),
+            (None, name) => name.as_ref().map(OsString::from),
         };
         let format = self.args.backing_format.or(options.backing_format);
         if name.is_none() && format.is_some() {
@@ -234,12 +236,16 @@ impl Copy<'_> {
         };
         let display = Display::start(wanted);
         let control = Control { progress: Some(&display), cancel: Some(self.interrupt.cancel()) };
-        let options = ConvertOptions {
+        let mut options = ConvertOptions {
             compression: if self.args.compress { Compression::On } else { Compression::Off },
             sparse_size: self.args.sparse_size,
             target_content: content,
-            threads: usize::from(self.args.parallel),
+            order: if self.args.oob_writes { Order::Any } else { Order::Source },
+            ..ConvertOptions::default()
         };
+        if let Some(pieces) = self.args.parallel {
+            options.threads = usize::from(pieces);
+        }
         job::convert(source, target, &options, &control)?;
         display.finish();
         Ok(())

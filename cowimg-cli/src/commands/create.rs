@@ -1,5 +1,6 @@
 //! `cowimg create`
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ pub(crate) struct Args {
 
     /// Stack the new image on this one: it reads as BACKING until it is written
     #[arg(short = 'b', long, value_name = "BACKING")]
-    backing: Option<String>,
+    backing: Option<OsString>,
 
     /// Format of BACKING; without it the format is found by looking, and recorded in the new image
     #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_format)]
@@ -135,7 +136,8 @@ fn backing_of(
         (Some(_), Some(_)) => {
             return Err(Failure::usage("the backing file is given twice: with -b and as -o backing_file="));
         }
-        (Some(name), None) | (None, Some(name)) => name,
+        (Some(name), None) => name.clone(),
+        (None, Some(name)) => name.into(),
         (None, None) if backing_format.is_some() => {
             return Err(
                 Failure::usage("a backing format is given and no backing file").hint("Name it with -b")
@@ -152,5 +154,5 @@ fn backing_of(
             .hint("Add -F raw or -F qcow2"));
     }
     let verification = if args.backing_unsafe { Verification::Trust } else { Verification::Verify };
-    Ok(Some(BackingOptions { name: name.into(), format: backing_format, verification }))
+    Ok(Some(BackingOptions { name, format: backing_format, verification }))
 }

@@ -11,34 +11,22 @@ use cowimg::{BitmapInfo, ImageInfo, Version};
 
 use crate::output::human_size::human_size;
 use crate::output::json::Json;
-use crate::output::snapshots;
-
-/// What the report of a layer needs.
-#[derive(Debug)]
-pub(crate) struct LayerReport {
-    /// What the image says of itself.
-    pub(crate) info: ImageInfo,
-    /// The name that it was opened by.
-    pub(crate) path: Vec<u8>,
-    /// What its bytes are reached by: `file` or `host_device`.
-    pub(crate) protocol: &'static str,
-}
+use crate::output::{path_bytes, snapshots};
 
 /// Every layer for a person, with an empty line between two.
-pub(crate) fn human(layers: &[LayerReport], out: &mut dyn Write) -> io::Result<()> {
-    for (index, layer) in layers.iter().enumerate() {
+pub(crate) fn human(layers: &[ImageInfo], out: &mut dyn Write) -> io::Result<()> {
+    for (index, info) in layers.iter().enumerate() {
         if index > 0 {
             writeln!(out)?;
         }
-        human_layer(layer, out)?;
+        human_layer(info, out)?;
     }
     Ok(())
 }
 
 /// One layer for a program.
-pub(crate) fn json(layer: &LayerReport) -> Json {
-    let info = &layer.info;
-    let children = Json::List(vec![Json::Object(vec![("name", "file".into()), ("info", file_node(layer))])]);
+pub(crate) fn json(info: &ImageInfo) -> Json {
+    let children = Json::List(vec![Json::Object(vec![("name", "file".into()), ("info", file_node(info))])]);
     let mut fields = vec![("children", children)];
     if let Some(format) = info.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
         fields.push(("backing-filename-format", format.as_str().into()));
@@ -47,7 +35,7 @@ pub(crate) fn json(layer: &LayerReport) -> Json {
         fields.push(("snapshots", snapshots::json(&info.snapshots)));
     }
     fields.push(("virtual-size", info.virtual_size.into()));
-    fields.push(("filename", layer.path.as_slice().into()));
+    fields.push(("filename", name(info).into()));
     if let Some(cluster_size) = info.cluster_size {
         fields.push(("cluster-size", cluster_size.into()));
     }
@@ -74,23 +62,32 @@ pub(crate) fn json(layer: &LayerReport) -> Json {
 }
 
 /// The whole chain for a program.
-pub(crate) fn json_chain(layers: &[LayerReport]) -> Json {
+pub(crate) fn json_chain(layers: &[ImageInfo]) -> Json {
     Json::List(layers.iter().map(json).collect())
 }
 
 /// The file beneath the image, as a node of its own.
-fn file_node(layer: &LayerReport) -> Json {
-    let info = &layer.info;
+fn file_node(info: &ImageInfo) -> Json {
     let nothing = Json::Object(vec![("type", "file".into()), ("data", Json::Object(vec![]))]);
     Json::Object(vec![
         ("children", Json::List(vec![])),
         ("virtual-size", info.file_len.into()),
-        ("filename", layer.path.as_slice().into()),
-        ("format", layer.protocol.into()),
+        ("filename", name(info).into()),
+        ("format", protocol(info).into()),
         ("actual-size", info.disk_size.into()),
         ("format-specific", nothing),
         ("dirty-flag", false.into()),
     ])
+}
+
+/// The name that the image was opened by.
+fn name(info: &ImageInfo) -> &[u8] {
+    info.path.as_deref().map_or(b"", path_bytes)
+}
+
+/// What the image's bytes are reached by.
+fn protocol(info: &ImageInfo) -> &'static str {
+    if info.is_device { "host_device" } else { "file" }
 }
 
 /// What only images of this format have, if it has such things.
@@ -139,9 +136,8 @@ fn bitmap(bitmap: &BitmapInfo) -> Json {
     ])
 }
 
-fn human_layer(layer: &LayerReport, out: &mut dyn Write) -> io::Result<()> {
-    let info = &layer.info;
-    write_line(out, "image: ", &layer.path)?;
+fn human_layer(info: &ImageInfo, out: &mut dyn Write) -> io::Result<()> {
+    write_line(out, "image: ", name(info))?;
     writeln!(out, "file format: {}", info.format)?;
     writeln!(out, "virtual size: {} ({} bytes)", human_size(info.virtual_size), info.virtual_size)?;
     writeln!(out, "disk size: {}", human_size(info.disk_size))?;
@@ -175,8 +171,8 @@ fn human_layer(layer: &LayerReport, out: &mut dyn Write) -> io::Result<()> {
         human_fields(&specific, 1, out)?;
     }
     writeln!(out, "Child node '/file':")?;
-    write_line(out, "    filename: ", &layer.path)?;
-    writeln!(out, "    protocol type: {}", layer.protocol)?;
+    write_line(out, "    filename: ", name(info))?;
+    writeln!(out, "    protocol type: {}", protocol(info))?;
     writeln!(out, "    file length: {} ({} bytes)", human_size(info.file_len), info.file_len)?;
     writeln!(out, "    disk size: {}", human_size(info.disk_size))
 }

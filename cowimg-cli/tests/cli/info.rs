@@ -68,6 +68,14 @@ fn snapshots_are_listed_as_by_qemu_img() {
 }
 
 #[test]
+fn bitmaps_are_listed_as_by_qemu_img() {
+    let bench = Workbench::with_images();
+    bench.qemu_img("bitmap --add child.qcow2 daily");
+    bench.qemu_img("bitmap --add --disable -g 1M child.qcow2 idle");
+    assert_same_reports(&bench, "child.qcow2");
+}
+
+#[test]
 fn the_path_of_a_backing_file_is_told_where_its_name_is_not_the_path() {
     let bench = Workbench::with_images();
     fs::create_dir(bench.path("d")).unwrap();
@@ -120,6 +128,13 @@ fn names_of_any_bytes_are_printed_and_escaped_as_by_qemu_img() {
         .ok();
     bench.same_with(&[OsStr::new("info"), name]);
     bench.same_with(&[OsStr::new("info"), "--output=json".as_ref(), name]);
+
+    // The same name as a backing file's, which this program records.
+    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "z", "-b"].map(OsStr::new);
+    bench.cowimg_with(&[&create[..], &[name]].concat()).ok();
+    for form in FORMS {
+        bench.same(&format!("info {form} z"));
+    }
 }
 
 #[test]

@@ -41,7 +41,9 @@ fn clusters_of_every_kind_are_mapped_as_by_qemu_img() {
     bench.qemu_img("create -q -f qcow2 -o preallocation=falloc pf 4M");
     bench.qemu_img("create -q -f qcow2 -o compat=0.10,cluster_size=512 small 1M");
     bench.qemu_io("small", &["write 3k 5k", "write 100k 1k"]);
-    for file in ["a", "b", "pm", "pf", "small"] {
+    bench.qemu_img("create -q -f qcow2 -b a -F qcow2 larger 20M");
+    bench.qemu_io("larger", &["write 15M 64k"]);
+    for file in ["a", "b", "larger", "pm", "pf", "small"] {
         assert_same_maps(&bench, file);
     }
 }

@@ -1,7 +1,8 @@
 //! Copying the content of one image into another, whatever their formats.
 //!
-//! Threads take pieces of the source in turn, look for zeroes in them and write them. Compressed pieces are written
-//! in the order of the source, so that the target is laid out alike whatever the threads do.
+//! Threads take pieces of the source in turn, read them, look for zeroes in them, compress them and write them. Writing
+//! is done in the order of the source, unless the caller does not care, so that the target is laid out alike whatever
+//! the threads do.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -16,8 +17,9 @@ use crate::format::qcow2::CompressionType;
 use crate::progress::Control;
 use crate::range::ByteRange;
 
-/// Bytes that a thread takes at a time; a multiple of every cluster size.
-const PIECE: u64 = 2 << 20;
+/// Bytes that a thread takes at a time, or one cluster where that is more: little enough to stay in a core's cache
+/// between being read and being written.
+const PIECE: u64 = 256 << 10;
 
 /// Whether clusters of the target are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -42,6 +44,16 @@ pub enum TargetContent {
     Similar,
 }
 
+/// In which order pieces are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Order {
+    /// In the order of the source, so that the target is laid out in order, and the same every time.
+    #[default]
+    Source,
+    /// As the threads come to it.
+    Any,
+}
+
 /// How to convert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvertOptions {
@@ -51,6 +63,8 @@ pub struct ConvertOptions {
     pub sparse_size: u64,
     /// What the target reads as before.
     pub target_content: TargetContent,
+    /// In which order pieces are written.
+    pub order: Order,
     /// Threads that work at it, at least 1.
     pub threads: usize,
 }
@@ -61,6 +75,7 @@ impl Default for ConvertOptions {
             compression: Compression::Off,
             sparse_size: 4096,
             target_content: TargetContent::Anything,
+            order: Order::Source,
             threads: std::thread::available_parallelism().map_or(1, usize::from).min(8),
         }
     }
@@ -168,16 +183,17 @@ impl<'a> Queue<'a> {
     }
 
     /// The next piece, which starts and ends at multiples of `unit` as far as the source does. Zeroes come as far as they
-    /// go, data in steps of at most [`PIECE`] that end at multiples of it.
+    /// go, data in steps of [`PIECE`] that end at multiples of it.
     fn next(&mut self, unit: u64) -> Result<Option<Piece>> {
         let Some(first) = self.next_extent()? else { return Ok(None) };
         let start = first.range.start();
         let whole_end = first.range.end() / unit * unit;
         let is_zero = first.is_zero() && whole_end > start;
+        let step = PIECE.max(unit);
         let wanted = if is_zero {
             whole_end
         } else {
-            first.range.end().next_multiple_of(unit).min((start / PIECE + 1) * PIECE)
+            first.range.end().next_multiple_of(unit).min((start / step + 1) * step)
         };
         // A unit that holds parts of several extents is data, whatever they are.
         let mut last = first;
@@ -206,7 +222,10 @@ struct Turnstile {
 
 impl Turnstile {
     /// Waits for its turn, unless the run has been stopped; whether it got it.
-    fn wait(&self, number: u64, stopped: &AtomicBool) -> bool {
+    fn wait(&self, order: Order, number: u64, stopped: &AtomicBool) -> bool {
+        if order == Order::Any {
+            return true;
+        }
         let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = |next: &mut u64| *next != number && !stopped.load(Ordering::Acquire);
         let next = self.moved.wait_while(next, waiting).unwrap_or_else(PoisonError::into_inner);
@@ -261,17 +280,15 @@ impl Run<'_> {
             self.control.check()?;
             let piece = self.queue.lock().unwrap_or_else(PoisonError::into_inner).next(unit)?;
             let Some(piece) = piece else { return Ok(()) };
-            if piece.is_zero {
-                self.zero(piece.range)?;
-            } else {
-                buf.resize(piece.range.len() as usize, 0);
-                self.source.read_at(buf, piece.range.start())?;
+            buf.resize(if piece.is_zero { 0 } else { piece.range.len() as usize }, 0);
+            self.source.read_at(buf, piece.range.start())?;
+            let packed = self.pack_all(buf)?;
+            if !self.turn.wait(self.options.order, piece.number, &self.stopped) {
+                // Another thread has failed, and says why.
+                return Ok(());
             }
-            match self.packing {
-                Some(packing) => self.in_turn(buf, &piece, packing, report)?,
-                None if piece.is_zero => {}
-                None => report.data_bytes += self.write_data(buf, piece.range.start())?,
-            }
+            self.write_piece(&piece, buf, packed, report)?;
+            self.turn.pass(piece.number);
             let done = self.done.fetch_add(piece.range.len(), Ordering::Relaxed) + piece.range.len();
             self.control.report(done, self.source.size());
         }
@@ -347,25 +364,36 @@ impl Run<'_> {
         Ok(written)
     }
 
-    /// Compresses the clusters of a piece, waits for its turn and writes them.
-    fn in_turn(&self, buf: &[u8], piece: &Piece, packing: Packing, report: &mut ConvertReport) -> Result<()> {
+    /// The clusters of a piece, compressed, when the target is to be.
+    fn pack_all(&self, buf: &[u8]) -> Result<Option<Vec<Packed>>> {
+        let Some(packing) = self.packing else { return Ok(None) };
         let cluster_size = packing.cluster_size as usize;
-        let mut packed = Vec::new();
         let mut room = vec![0; cluster_size - 1];
-        let clusters = || buf.chunks(cluster_size).filter(|_| !piece.is_zero);
-        for cluster in clusters() {
-            packed.push(pack(cluster, packing, &mut room)?);
+        buf.chunks(cluster_size)
+            .map(|cluster| pack(cluster, packing, &mut room))
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
+    fn write_piece(
+        &self,
+        piece: &Piece,
+        buf: &[u8],
+        packed: Option<Vec<Packed>>,
+        report: &mut ConvertReport,
+    ) -> Result<()> {
+        if piece.is_zero {
+            return self.zero(piece.range);
         }
-        if !self.turn.wait(piece.number, &self.stopped) {
-            // Another thread has failed, and says why.
+        let (Some(packed), Some(packing)) = (packed, self.packing) else {
+            report.data_bytes += self.write_data(buf, piece.range.start())?;
             return Ok(());
-        }
+        };
         let mut at = piece.range.start();
-        for (cluster, packed) in clusters().zip(packed) {
+        for (cluster, packed) in buf.chunks(packing.cluster_size as usize).zip(packed) {
             self.write_packed(cluster, packed, at, report)?;
             at += cluster.len() as u64;
         }
-        self.turn.pass(piece.number);
         Ok(())
     }
 

@@ -5,4 +5,4 @@
 mod convert;
 mod zero_scan;
 
-pub use convert::{Compression, ConvertOptions, ConvertReport, TargetContent, convert};
+pub use convert::{Compression, ConvertOptions, ConvertReport, Order, TargetContent, convert};

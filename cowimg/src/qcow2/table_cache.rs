@@ -131,8 +131,8 @@ impl Shard {
 mod tests {
     use super::*;
 
-    fn load(value: u64) -> Result<Option<Slice>> {
-        Ok(Some(Slice::new(std::iter::repeat_n(value, 4))))
+    fn slice_of(value: u64) -> Slice {
+        Slice::new(std::iter::repeat_n(value, 4))
     }
 
     fn resident(cache: &TableCache) -> usize {
@@ -143,7 +143,7 @@ mod tests {
     fn the_cache_stays_within_its_bound() {
         let cache = TableCache::new(64 * 32, 32);
         for key in 0..10_000 {
-            cache.get_or_load(key, || load(key)).unwrap();
+            cache.get_or_load(key, || Ok(Some(slice_of(key)))).unwrap();
         }
         assert!(resident(&cache) <= cache.capacity());
     }
@@ -151,12 +151,12 @@ mod tests {
     #[test]
     fn a_slice_that_somebody_holds_is_never_loaded_twice() {
         let cache = TableCache::new(0, 32);
-        let held = cache.get_or_load(0, || load(7)).unwrap().unwrap();
+        let held = cache.get_or_load(0, || Ok(Some(slice_of(7)))).unwrap().unwrap();
         held.set(1, 99);
         for key in 1..1000 {
-            cache.get_or_load(key, || load(key)).unwrap();
+            cache.get_or_load(key, || Ok(Some(slice_of(key)))).unwrap();
         }
-        let again = cache.get_or_load(0, || load(7)).unwrap().unwrap();
+        let again = cache.get_or_load(0, || Ok(Some(slice_of(7)))).unwrap().unwrap();
         assert_eq!(again.get(1), 99);
     }
 
@@ -164,6 +164,6 @@ mod tests {
     fn a_missing_table_is_not_remembered() {
         let cache = TableCache::new(1 << 20, 32);
         assert!(cache.get_or_load(3, || Ok(None)).unwrap().is_none());
-        assert!(cache.get_or_load(3, || load(1)).unwrap().is_some());
+        assert!(cache.get_or_load(3, || Ok(Some(slice_of(1)))).unwrap().is_some());
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use cowimg::job::{self, ConvertOptions, TargetContent};
+use cowimg::job::{self, Compression, ConvertOptions, Order, TargetContent};
 use cowimg::progress::Control;
 use cowimg::{CreateOptions, Format, Image, Preallocation};
 
@@ -101,6 +101,50 @@ fn an_overlay_is_flattened() {
     convert(&subject::open(&overlay), &flat, CreateOptions::new(Format::Qcow2));
     std::fs::remove_file(&base).expect("the base can be removed");
     subject::assert_agreement(&flat, &model);
+}
+
+#[test]
+fn a_conversion_in_order_gives_the_same_file_every_time() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let raw = folder.path().join("source.raw");
+    let mut bytes = noise(11, 24 << 20);
+    for hole in (0..20_000_000).step_by(5_000_000) {
+        bytes[hole..hole + 1_200_000].fill(0);
+    }
+    std::fs::write(&raw, &bytes).expect("the source can be written");
+    for compression in [Compression::Off, Compression::On] {
+        let files: Vec<Vec<u8>> = [1, 2, 5, 8]
+            .into_iter()
+            .map(|threads| {
+                let path = folder.path().join(format!("{compression:?}-{threads}.qcow2"));
+                let target =
+                    Image::create(&path, &CreateOptions::qcow2(bytes.len() as u64)).expect("it is created");
+                let options =
+                    ConvertOptions { compression, threads, order: Order::Source, ..Default::default() };
+                let control = Control::default();
+                job::convert(&open_raw(&raw), &target, &options, &control).expect("the conversion succeeds");
+                target.close().expect("the target closes");
+                std::fs::read(&path).expect("the target can be read")
+            })
+            .collect();
+        assert!(files.iter().all(|file| *file == files[0]), "{compression:?}: the files differ");
+        subject::assert_agreement(
+            &folder.path().join(format!("{compression:?}-8.qcow2")),
+            &Model::holding(bytes.clone()),
+        );
+    }
+}
+
+#[test]
+fn a_conversion_in_any_order_keeps_the_disk() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let (raw, path) = (folder.path().join("source.raw"), folder.path().join("target.qcow2"));
+    let bytes = noise(12, 24 << 20);
+    std::fs::write(&raw, &bytes).expect("the source can be written");
+    let target = Image::create(&path, &CreateOptions::qcow2(bytes.len() as u64)).expect("it is created");
+    let options = ConvertOptions { threads: 8, order: Order::Any, ..Default::default() };
+    job::convert(&open_raw(&raw), &target, &options, &Control::default()).expect("the conversion succeeds");
+    subject::close_and_compare(target, &path, &Model::holding(bytes));
 }
 
 #[test]

@@ -40,7 +40,8 @@ impl Source {
     /// A source from its text.
     pub(crate) fn new(path: &str, text: String) -> Source {
         let code = mask(&text);
-        let whole_file_is_test = path.ends_with("/tests.rs") || path.ends_with("_tests.rs") || path.contains("/tests/");
+        let whole_file_is_test =
+            path.ends_with("/tests.rs") || path.ends_with("_tests.rs") || path.contains("/tests/");
         let production = if whole_file_is_test { blank(&code) } else { without_tests(&code) };
         Source { path: path.to_owned(), text, code, production }
     }

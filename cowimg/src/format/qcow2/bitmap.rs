@@ -121,7 +121,7 @@ mod tests {
         bytes.extend(1u32.to_be_bytes());
         bytes.extend(flags.to_be_bytes());
         bytes.extend([BitmapEntry::DIRTY_TRACKING, 16]);
-        bytes.extend((name.len() as u16).to_be_bytes());
+        bytes.extend(u16::try_from(name.len()).unwrap().to_be_bytes());
         bytes.extend(0u32.to_be_bytes());
         bytes.extend(name);
         bytes.resize(bytes.len().next_multiple_of(8), 0);
@@ -132,9 +132,8 @@ mod tests {
     fn entries_follow_each_other_at_multiples_of_eight() {
         let directory = [entry(b"b0", BitmapEntry::AUTO), entry(b"a longer name", 0)].concat();
         let entries = BitmapEntry::decode_directory(&directory, 2).unwrap();
-        assert_eq!(entries[0].name, b"b0");
-        assert_eq!(entries[0].flags, BitmapEntry::AUTO);
-        assert_eq!(entries[1].name, b"a longer name");
+        let seen: Vec<_> = entries.iter().map(|entry| (entry.name.as_slice(), entry.flags)).collect();
+        assert_eq!(seen, [(&b"b0"[..], BitmapEntry::AUTO), (&b"a longer name"[..], 0)]);
         assert_eq!(
             BitmapEntry::decode_directory(&directory, 3),
             Err(BitmapDirectoryError::Truncated { nth: 2 })
