@@ -20,15 +20,15 @@ demo: test-needs ## Show the program at work on a real file system, checked agai
 	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/cowimg" cowimg-cli/demo.sh
 
 test: test-needs ## Run every test; installs qemu-utils and e2fsprogs when they are missing
-	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; $(CARGO) nextest run --workspace; \
-	else set -x; $(CARGO) test --workspace --lib --bins --tests; fi
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; $(CARGO) nextest run --workspace --no-fail-fast; \
+	else set -x; $(CARGO) test --workspace --no-fail-fast --lib --bins --tests; fi
 	$(CARGO) test --workspace --doc
 
 lint: ## Formatting, clippy and documentation; every warning is an error
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -p cowimg --no-default-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -p cowimg --no-deps
 
 bench: ## Measure the library's inner loops
 	$(CARGO) bench -p cowimg-benches

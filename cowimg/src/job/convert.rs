@@ -17,9 +17,9 @@ use crate::format::qcow2::CompressionType;
 use crate::progress::Control;
 use crate::range::ByteRange;
 
-/// Bytes that a thread takes at a time, or one cluster where that is more: little enough to stay in a core's cache
-/// between being read and being written.
-const PIECE: u64 = 256 << 10;
+/// Bytes that a thread takes at a time, or one cluster where that is more: small enough to be in a core's cache when it is
+/// written, large enough that handing on the turn costs little.
+const PIECE: u64 = 1 << 20;
 
 /// Whether clusters of the target are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
