@@ -157,6 +157,22 @@ fn damaged_and_foreign_files_are_refused_by_every_command() {
 }
 
 #[test]
+fn a_mapping_past_the_end_of_the_file_is_named_with_its_place() {
+    let bench = Workbench::with_images();
+    bench.qemu_img("create -q -f qcow2 far.qcow2 1M");
+    bench.qemu_io("far.qcow2", &["write 64k 64k"]);
+    let mut image = fs::read(bench.path("far.qcow2")).unwrap();
+    let number_at = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().unwrap());
+    let l2_table = (number_at(number_at(40) as usize) & !(1 << 63)) as usize;
+    image[l2_table + 8..l2_table + 16].copy_from_slice(&(1 << 63 | 0x7f_0000_u64).to_be_bytes());
+    fs::write(bench.path("far.qcow2"), image).unwrap();
+    let part = "far.qcow2: the image is damaged: the L2 entry for guest offset 0x10000 points at file offset 0x7f0000";
+    let commands =
+        ["read far.qcow2 64k 1", "write far.qcow2 64k --pattern 1 --length 1", "convert far.qcow2 z"];
+    assert_refused(&bench, &commands.map(|command| (command, part)));
+}
+
+#[test]
 fn a_base_that_has_moved_is_looked_for_aloud() {
     let bench = Workbench::with_images();
     fs::rename(bench.path("base.img"), bench.path("moved.img")).unwrap();

@@ -1,5 +1,7 @@
 //! The extents of a range, merged and lazy.
 
+use std::path::Path;
+
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::extent::Extent;
@@ -9,6 +11,8 @@ use crate::range::ByteRange;
 /// as one. Ends after the first error.
 pub struct Extents<'a> {
     disk: &'a dyn Disk,
+    /// The image's file, for errors.
+    path: Option<&'a Path>,
     left: ByteRange,
     pending: Option<Extent>,
 }
@@ -20,10 +24,10 @@ impl std::fmt::Debug for Extents<'_> {
 }
 
 impl<'a> Extents<'a> {
-    /// The extents of `range`, clipped to the disk.
-    pub(crate) fn new(disk: &'a dyn Disk, range: ByteRange) -> Extents<'a> {
+    /// The extents of `range`, clipped to the disk; errors name `path`.
+    pub(crate) fn new(disk: &'a dyn Disk, path: Option<&'a Path>, range: ByteRange) -> Extents<'a> {
         let left = range.intersection(ByteRange::between(0, disk.size()));
-        Extents { disk, left, pending: None }
+        Extents { disk, path, left, pending: None }
     }
 }
 
@@ -37,7 +41,10 @@ impl Iterator for Extents<'_> {
                 Err(error) => {
                     self.left = ByteRange::between(0, 0);
                     self.pending = None;
-                    return Some(Err(error));
+                    return Some(Err(match self.path {
+                        Some(path) => error.at_path(path),
+                        None => error,
+                    }));
                 }
             };
             self.left = ByteRange::between(extent.range.end(), self.left.end());

@@ -193,7 +193,7 @@ impl Image {
 
     /// What stands behind `range`, in order; the part past the end of the disk is left out.
     pub fn extents(&self, range: ByteRange) -> Extents<'_> {
-        Extents::new(self.disk(), range)
+        Extents::new(self.disk(), self.layers.first().and_then(Layer::path), range)
     }
 
     /// The extent at `offset`, as far as one look tells and at most `max_len` (above 0) long.
