@@ -2,7 +2,8 @@
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
-SOAK_CASES ?= 20000
+SOAK_ROUNDS ?= 20
+SOAK_SEED ?= $(shell date +%s)
 FUZZ_TARGETS := header l2_entry snapshot_table image
 
 # mkfs.ext4, debugfs and e2fsck live in sbin, which a plain user's PATH often lacks.
@@ -43,8 +44,10 @@ fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nig
 	        -max_total_time=$(FUZZ_SECONDS) -timeout=20); \
 	done
 
-soak: test-needs ## Run the property tests with SOAK_CASES (20000) cases each, optimised
-	PROPTEST_CASES=$(SOAK_CASES) $(CARGO) test --release --workspace --lib --bins --tests
+soak: test-needs ## Run the library's tests SOAK_ROUNDS (20) times, each with random draws of its own
+	@set -e; for round in $$(seq $(SOAK_ROUNDS)); do \
+	    (set -x; COWIMG_TEST_SEED=$$(($(SOAK_SEED) + round)) $(CARGO) test -q -p cowimg --lib --tests); \
+	done
 
 test-needs:
 	@.ci/needs
