@@ -84,6 +84,11 @@ impl Layer {
         self.found.kind.format()
     }
 
+    /// What the file is, with its header.
+    pub(super) fn kind(&self) -> &Kind {
+        &self.found.kind
+    }
+
     /// What the file said of itself when it was opened.
     pub fn info(&self) -> Result<ImageInfo> {
         ImageInfo::read(&self.found)

@@ -7,6 +7,7 @@ mod create;
 mod extents;
 mod image;
 mod info;
+mod look;
 mod names;
 mod options;
 mod policy;
@@ -21,6 +22,7 @@ pub use create::{
 pub use extents::Extents;
 pub use image::{Image, Layer};
 pub use info::{BackingInfo, BitmapInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
+pub(crate) use look::Look;
 pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, OpenOptions};
 pub use policy::FilePolicy;
 pub use staged::StagedImage;

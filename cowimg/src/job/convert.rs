@@ -76,7 +76,7 @@ impl Default for ConvertOptions {
             sparse_size: 4096,
             target_content: TargetContent::Anything,
             order: Order::Source,
-            threads: std::thread::available_parallelism().map_or(1, usize::from).min(8),
+            threads: super::default_threads(),
         }
     }
 }

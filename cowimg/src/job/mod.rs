@@ -2,7 +2,18 @@
 //! cancelled through a [`Control`](crate::progress::Control), and says in its documentation what a cancelled run
 //! leaves behind.
 
+mod compare;
 mod convert;
+mod measure;
 mod zero_scan;
 
+pub use compare::{
+    CompareError, CompareOptions, CompareStep, Comparison, Difference, Side, Strictness, compare,
+};
 pub use convert::{Compression, ConvertOptions, ConvertReport, Order, TargetContent, convert};
+pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
+
+/// Threads that a job uses unless its caller says otherwise: one for each processor, and no more than storage has use for.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+}

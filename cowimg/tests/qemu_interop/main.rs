@@ -13,6 +13,7 @@ mod model;
 mod script;
 mod subject;
 
+mod compared;
 mod compressed;
 mod converted;
 mod filesystem;
@@ -21,6 +22,7 @@ mod kept_and_cleared;
 mod long_chain;
 mod mapping;
 mod matrix;
+mod measured;
 mod refused;
 mod resized;
 mod snapshots;

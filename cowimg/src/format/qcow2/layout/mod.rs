@@ -15,6 +15,7 @@
 
 mod allocator;
 mod cluster_set;
+mod full_size;
 mod pieces;
 mod preallocate;
 mod refcount_space;
@@ -27,6 +28,7 @@ use super::{
 };
 use crate::range::ByteRange;
 
+pub use self::full_size::{Subclusters, check_disk_size, full_size};
 pub use self::pieces::{Piece, Pieces};
 pub use self::refcount_space::{Headroom, RefcountSpace};
 
