@@ -107,9 +107,77 @@ pub enum ErrorKind {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The image's file is in use in a way that does not go together with how it was to be opened.
+    #[error("in use: {}", InUse(*conflict, holder.as_ref()))]
+    Locked {
+        /// What its other user does with it.
+        conflict: LockConflict,
+        /// Who that is, where the host tells.
+        holder: Option<LockHolder>,
+    },
     /// The caller cancelled the job.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What the other user of a file does, that does not go together with how it was to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LockConflict {
+    /// It has the file open for writing.
+    Written,
+    /// It may change the file's length.
+    Resized,
+    /// It reads the file.
+    Read,
+    /// It relies on nobody else writing the file.
+    KeptUnwritten,
+    /// It relies on the file's length.
+    KeptUnresized,
+    /// It is changing the file in a way that leaves no content to rely on meanwhile.
+    Inconsistent,
+    /// It has locked the file against everybody.
+    Exclusive,
+}
+
+impl fmt::Display for LockConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LockConflict::Written => "has it open for writing",
+            LockConflict::Resized => "may change its length",
+            LockConflict::Read => "reads it",
+            LockConflict::KeptUnwritten => "has it open and relies on nobody else writing it",
+            LockConflict::KeptUnresized => "has it open and relies on its length",
+            LockConflict::Inconsistent => "is changing it and lets nobody read it meanwhile",
+            LockConflict::Exclusive => "has locked it against all others",
+        })
+    }
+}
+
+/// A process that holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LockHolder {
+    /// Its number.
+    pub pid: u32,
+    /// The name of its program, as the host has it (Linux: its first 15 bytes).
+    pub command: Option<String>,
+}
+
+/// "another process has it open for writing (pid 123, qemu-system-x86)".
+struct InUse<'a>(LockConflict, Option<&'a LockHolder>);
+
+impl fmt::Display for InUse<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let InUse(conflict, holder) = self;
+        match holder {
+            Some(holder) if holder.pid == std::process::id() => write!(f, "this process {conflict}"),
+            Some(LockHolder { pid, command: Some(command) }) => {
+                write!(f, "another process {conflict} (pid {pid}, {command})")
+            }
+            Some(LockHolder { pid, command: None }) => write!(f, "another process {conflict} (pid {pid})"),
+            None => write!(f, "another process {conflict}"),
+        }
+    }
 }
 
 /// The operating system's message without Rust's "(os error N)".

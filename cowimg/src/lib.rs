@@ -45,11 +45,11 @@ pub mod storage;
 
 pub use chain::{
     BackingInfo, BackingOptions, BitmapInfo, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
-    DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, OpenOptions, Overwrite,
+    DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LockMode, OpenOptions, Overwrite,
     Qcow2CreateOptions, Qcow2Info, StagedImage, SyncMode, Verification, create, inspect, inspect_chain, plan,
 };
 pub use disk::{Disk, ZeroMode};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, LockConflict, LockHolder, Result};
 pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;
 pub use format::qcow2::layout::{LazyRefcounts, Preallocation, Subclusters};

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
+use super::file_use::Purpose;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind};
 use crate::error::{Error, Result};
 use crate::qcow2::check::{CheckReport, check_storage};
-use crate::storage::Access;
 
 /// Checks the metadata of the image at `path`; its backing file is not opened. Only for formats that have metadata: for
 /// a raw image it fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
 pub fn check_file(path: impl AsRef<Path>, options: &OpenOptions) -> Result<CheckReport> {
     let path = path.as_ref();
-    let found = Found::open(path, options, Access::ReadOnly)?;
+    let found = Found::open(path, options, Purpose::Read)?;
     match found.kind {
         Kind::Raw => Err(Error::unsupported("a raw image has nothing to check").at_path(path)),
         Kind::Qcow2(_) => check_storage(&*found.storage).map_err(|error| error.at_path(path)),

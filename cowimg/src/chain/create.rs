@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
 use super::staged::StagedImage;
@@ -14,7 +15,7 @@ use crate::format::qcow2::layout::{BackingName, FreshParams, LazyRefcounts, Prea
 use crate::format::qcow2::{CompressionType, Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Version};
 use crate::qcow2;
 use crate::range::ByteRange;
-use crate::storage::{Access, Storage};
+use crate::storage::Storage;
 
 /// What to do when the name is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -292,7 +293,7 @@ fn look_at_backing(path: &Path, backing: &BackingOptions) -> Result<LookedAt> {
     };
     let resolved = names::resolve(backing.name.as_bytes(), Some(path)).map_err(context)?;
     let options = OpenOptions { format: backing.format, ..OpenOptions::default() };
-    let found = Found::open(&resolved, &options, Access::ReadOnly).map_err(context)?;
+    let found = Found::open(&resolved, &options, Purpose::Peek).map_err(context)?;
     let size = match &found.kind {
         Kind::Qcow2(header) => header.size,
         Kind::Raw => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::create::{CreateOptions, create};
 use super::extents::Extents;
+use super::file_use::{Purpose, lock_for_resizing};
 use super::info::ImageInfo;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
@@ -114,16 +115,16 @@ impl Image {
     }
 
     pub(super) fn open_with(path: &Path, options: &OpenOptions) -> Result<Image> {
-        Image::assemble(Found::open(path, options, options.access)?, options)
+        Image::assemble(Found::open(path, options, Purpose::of(options.access))?, options)
     }
 
     pub(super) fn open_storage_with(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
-        Image::assemble(Found::new(None, storage, options.format)?, options)
+        Image::assemble(Found::of_storage(storage, options.format)?, options)
     }
 
     /// Opens the engines from the bottom of the chain up: each receives the disk below it.
     fn assemble(top: Found, options: &OpenOptions) -> Result<Image> {
-        let layers = walk(top, options)?;
+        let layers = walk(top, options, Purpose::of(options.access))?;
         let mut below: Option<Engine> = None;
         for (depth, layer) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { Access::ReadOnly };
@@ -209,6 +210,9 @@ impl Image {
     /// Grows the disk to `new_size` bytes, a multiple of 512. The new part reads as zeroes, whatever a larger backing
     /// file has there. Shrinking is refused.
     pub fn grow(&self, new_size: u64) -> Result<()> {
+        if let Some(file) = self.layers.first().and_then(|layer| layer.found.file.as_ref()) {
+            self.named(lock_for_resizing(file))?;
+        }
         self.named(match &self.top {
             Engine::Raw(raw) => raw.grow(new_size),
             Engine::Qcow2(qcow2) => qcow2.grow(new_size),
@@ -239,7 +243,8 @@ impl Image {
             Engine::Raw(_) => Kind::Raw,
             Engine::Qcow2(qcow2) => Kind::Qcow2(Box::new(qcow2.header())),
         };
-        let now = Found { path: layer.found.path.clone(), storage: Arc::clone(&layer.found.storage), kind };
+        let storage = Arc::clone(&layer.found.storage);
+        let now = Found { path: layer.found.path.clone(), storage, file: layer.found.file.clone(), kind };
         self.named(ImageInfo::read(&now))
     }
 

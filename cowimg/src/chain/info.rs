@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use super::file_use::Purpose;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
 use crate::corruption::Corruption;
@@ -13,7 +14,7 @@ use crate::format::probe::Format;
 use crate::format::qcow2::{
     Autoclear, BitmapEntry, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
-use crate::storage::{Access, Storage, StorageExt};
+use crate::storage::{Storage, StorageExt};
 
 /// The most bytes of snapshot table that are read.
 const MAX_SNAPSHOT_TABLE: u64 = 64 << 20;
@@ -104,14 +105,14 @@ pub struct BitmapInfo {
 /// What the image at `path` says of itself. Nothing that it names is opened.
 pub fn inspect(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ImageInfo> {
     let path = path.as_ref();
-    let found = Found::open(path, options, Access::ReadOnly)?;
+    let found = Found::open(path, options, Purpose::Inspect)?;
     ImageInfo::read(&found).map_err(|error| error.at_path(path))
 }
 
 /// The same for the image at `path` and every layer below it, as far as the policy of `options` allows.
 pub fn inspect_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
-    let found = Found::open(path.as_ref(), options, Access::ReadOnly)?;
-    walk(found, options)?.iter().map(ImageInfo::read).collect()
+    let found = Found::open(path.as_ref(), options, Purpose::Inspect)?;
+    walk(found, options, Purpose::Inspect)?.iter().map(ImageInfo::read).collect()
 }
 
 impl ImageInfo {

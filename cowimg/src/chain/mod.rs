@@ -5,6 +5,7 @@
 mod check;
 mod create;
 mod extents;
+mod file_use;
 mod image;
 mod info;
 mod look;
@@ -20,6 +21,7 @@ pub use create::{
     create, plan,
 };
 pub use extents::Extents;
+pub use file_use::LockMode;
 pub use image::{Image, Layer};
 pub use info::{BackingInfo, BitmapInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
 pub(crate) use look::Look;

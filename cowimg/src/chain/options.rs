@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{FilePolicy, Image, SyncMode};
+use super::{FilePolicy, Image, LockMode, SyncMode};
 use crate::error::Result;
 use crate::format::probe::Format;
 use crate::storage::{Access, Storage};
@@ -24,6 +24,7 @@ pub struct OpenOptions {
     pub(super) cache_size: u64,
     pub(super) max_depth: usize,
     pub(super) sync: SyncMode,
+    pub(super) lock: LockMode,
 }
 
 impl Default for OpenOptions {
@@ -35,6 +36,7 @@ impl Default for OpenOptions {
             cache_size: DEFAULT_CACHE_SIZE,
             max_depth: DEFAULT_MAX_DEPTH,
             sync: SyncMode::Always,
+            lock: LockMode::Auto,
         }
     }
 }
@@ -85,7 +87,17 @@ impl OpenOptions {
         self
     }
 
-    /// Opens the image at `path` and its whole backing chain.
+    /// How the image's file and its backing files are locked against other users; as QEMU does is the default. Sharing
+    /// goes with reading only.
+    #[must_use]
+    pub fn lock(mut self, mode: LockMode) -> OpenOptions {
+        self.lock = mode;
+        self
+    }
+
+    /// Opens the image at `path` and its whole backing chain. Where one of the files is in use in a way that does not
+    /// go together with this, the error is [`ErrorKind::Locked`](crate::ErrorKind::Locked), for a backing file within
+    /// [`ErrorKind::Backing`](crate::ErrorKind::Backing).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         Image::open_with(path.as_ref(), self)
     }

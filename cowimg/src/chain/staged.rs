@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tempfile::NamedTempFile;
 
 use super::create::{CreateOptions, CreatePlan, Overwrite, plan};
+use super::file_use::CREATION;
 use super::options::OpenOptions;
 use super::{Image, SyncMode};
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ pub struct StagedImage {
     target: PathBuf,
     overwrite: Overwrite,
     place: Place,
+    /// The file whose name is taken over: locked, so that nobody begins to use it who would lose what he writes.
+    replaced: Option<FileStorage>,
 }
 
 #[derive(Debug)]
@@ -63,7 +66,8 @@ impl StagedImage {
                 return Err(Error::io("create the image", io::ErrorKind::IsADirectory.into()));
             }
             Ok(metadata) if metadata.file_type().is_block_device() => {
-                return Ok(StagedImage { target: path.to_path_buf(), overwrite, place: Place::Device });
+                let target = path.to_path_buf();
+                return Ok(StagedImage { target, overwrite, place: Place::Device, replaced: None });
             }
             Ok(metadata) if !metadata.is_file() => {
                 return Err(Error::invalid("the target is neither a file nor a block device"));
@@ -71,6 +75,7 @@ impl StagedImage {
             // A link keeps its place; what it leads to is replaced.
             Ok(_) => path.canonicalize().map_err(|error| Error::io("resolve the target", error))?,
         };
+        let replaced = lock_replaced(&target)?;
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
         let file = tempfile::Builder::new()
             .prefix(".cowimg-")
@@ -78,7 +83,7 @@ impl StagedImage {
             .permissions(Permissions::from_mode(0o644))
             .tempfile_in(folder.unwrap_or(Path::new(".")))
             .map_err(|error| Error::io("create the image", error))?;
-        Ok(StagedImage { target, overwrite, place: Place::Beside(file) })
+        Ok(StagedImage { target, overwrite, place: Place::Beside(file), replaced })
     }
 
     /// Opens the new image for writing. Its syncs are left out unless `sync` says otherwise: until it has its name nobody
@@ -98,8 +103,8 @@ impl StagedImage {
 
     /// Gives the image its name. Nothing is synced.
     pub fn publish(self) -> Result<()> {
-        let target = self.target;
-        let named = match (self.place, self.overwrite) {
+        let StagedImage { target, overwrite, place, replaced } = self;
+        let named = match (place, overwrite) {
             (Place::Device, _) => Ok(()),
             (Place::Beside(file), Overwrite::Replace) => {
                 file.persist(&target).map(drop).map_err(|failed| failed.error)
@@ -108,6 +113,8 @@ impl StagedImage {
                 file.persist_noclobber(&target).map(drop).map_err(|failed| failed.error)
             }
         };
+        // Only now: nobody finds the old file any more.
+        drop(replaced);
         named.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => name_is_taken().at_path(&target),
             _ => Error::io("give the image its name", error).at_path(&target),
@@ -121,10 +128,28 @@ impl StagedImage {
                 let file = file.as_file().try_clone().map_err(io)?;
                 FileStorage::from_file(file, Access::ReadWrite).map_err(io)?
             }
-            Place::Device => FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?,
+            Place::Device => {
+                let device = FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?;
+                device.lock(CREATION)?;
+                device
+            }
         };
         Ok(Arc::new(UnsyncedStorage::new(storage)))
     }
+}
+
+/// Locks the file at `target`, if there is one, as if it were to be written over. One that may not be opened cannot be
+/// locked, and its owner's name may be taken over all the same.
+fn lock_replaced(target: &Path) -> Result<Option<FileStorage>> {
+    let file = match FileStorage::open(target, &FileOptions::read_only()) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::io("open the file to be replaced", error)),
+    };
+    file.lock(CREATION)?;
+    Ok(Some(file))
 }
 
 fn name_is_taken() -> Error {

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::file_use::{Purpose, file_use};
 use super::names;
 use super::options::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +22,8 @@ pub(super) struct Found {
     /// The name by which it was opened; none for a storage that the caller brought.
     pub(super) path: Option<PathBuf>,
     pub(super) storage: Arc<dyn Storage>,
+    /// The file in `storage`, which holds the lock; none for a storage that the caller brought.
+    pub(super) file: Option<Arc<FileStorage>>,
     pub(super) kind: Kind,
 }
 
@@ -32,6 +35,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    fn read(format: Format, storage: &dyn Storage) -> Result<Kind> {
+        Ok(match format {
+            Format::Raw => Kind::Raw,
+            Format::Qcow2 => Kind::Qcow2(Box::new(Qcow2::read_header(storage)?)),
+        })
+    }
+
     pub(super) fn format(&self) -> Format {
         match self {
             Kind::Raw => Format::Raw,
@@ -41,27 +51,30 @@ impl Kind {
 }
 
 impl Found {
-    /// Opens the file at `path` and reads what it is.
-    pub(super) fn open(path: &Path, options: &OpenOptions, access: Access) -> Result<Found> {
-        let storage = open_file(path, options, access)?;
-        Found::new(Some(path.to_path_buf()), storage, options.format).map_err(|error| error.at_path(path))
+    /// Opens the file at `path`, locks it for `purpose`, and reads what it is.
+    pub(super) fn open(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
+        let file = open_file(path, purpose)?;
+        Found::of_file(path, file, options, purpose).map_err(|error| error.at_path(path))
+    }
+
+    /// Locks `file` for `purpose`, and reads what it is.
+    fn of_file(path: &Path, file: FileStorage, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
+        let format = stated_or_probed(&file, options.format)?;
+        // Nothing but the bytes that tell the format has been read before this.
+        file.lock(file_use(format, purpose, options.lock)?)?;
+        let file = Arc::new(file);
+        let storage: Arc<dyn Storage> = match options.sync {
+            super::SyncMode::Always => Arc::clone(&file) as _,
+            super::SyncMode::Never => Arc::new(UnsyncedStorage::new(Arc::clone(&file))),
+        };
+        let kind = Kind::read(format, &*storage)?;
+        Ok(Found { path: Some(path.to_path_buf()), storage, file: Some(file), kind })
     }
 
     /// Reads what `storage` is: the stated format, or what its first bytes look like.
-    pub(super) fn new(
-        path: Option<PathBuf>,
-        storage: Arc<dyn Storage>,
-        format: Option<Format>,
-    ) -> Result<Found> {
-        let format = match format {
-            Some(format) => format,
-            None => probe_format(&*storage)?,
-        };
-        let kind = match format {
-            Format::Raw => Kind::Raw,
-            Format::Qcow2 => Kind::Qcow2(Box::new(Qcow2::read_header(&*storage)?)),
-        };
-        Ok(Found { path, storage, kind })
+    pub(super) fn of_storage(storage: Arc<dyn Storage>, format: Option<Format>) -> Result<Found> {
+        let kind = Kind::read(stated_or_probed(&*storage, format)?, &*storage)?;
+        Ok(Found { path: None, storage, file: None, kind })
     }
 
     /// Name and stated format of the backing file, if there is one.
@@ -82,17 +95,16 @@ impl Found {
     }
 }
 
-fn open_file(path: &Path, options: &OpenOptions, access: Access) -> Result<Arc<dyn Storage>> {
-    let file = match access {
+fn open_file(path: &Path, purpose: Purpose) -> Result<FileStorage> {
+    let options = match purpose.access() {
         Access::ReadOnly => FileOptions::read_only(),
         Access::ReadWrite => FileOptions::read_write(),
     };
-    let storage =
-        FileStorage::open(path, &file).map_err(|error| Error::io("open the image", error).at_path(path))?;
-    Ok(match options.sync {
-        super::SyncMode::Always => Arc::new(storage),
-        super::SyncMode::Never => Arc::new(UnsyncedStorage::new(storage)),
-    })
+    FileStorage::open(path, &options).map_err(|error| Error::io("open the image", error).at_path(path))
+}
+
+fn stated_or_probed(storage: &dyn Storage, stated: Option<Format>) -> Result<Format> {
+    stated.map_or_else(|| probe_format(storage), Ok)
 }
 
 /// The format that a file's first bytes look like; one that is known by name only is refused by name.
@@ -110,45 +122,69 @@ fn probe_format(storage: &dyn Storage) -> Result<Format> {
     }
 }
 
-/// All layers from `top` down. Backing files are opened for reading only.
-pub(super) fn walk(top: Found, options: &OpenOptions) -> Result<Vec<Found>> {
+/// All layers from `top`, which was opened for `purpose`, down. Backing files are opened for reading only.
+pub(super) fn walk(top: Found, options: &OpenOptions, purpose: Purpose) -> Result<Vec<Found>> {
     let mut seen = Vec::new();
-    remember(&top, &mut seen)?;
+    if let Some(file) = &top.file {
+        remember(file, &mut seen).map_err(|error| with_path(error, Some(&top)))?;
+    }
     let mut layers = vec![top];
-    while let Some(next) = layers.last().map(|above| step_down(above, options)).transpose()?.flatten() {
+    while let Some(above) = layers.last() {
+        let Some(next) = open_below(above, options, purpose.below())? else { break };
         if layers.len() >= options.max_depth {
             let deep = Error::new(ErrorKind::ChainTooDeep { limit: options.max_depth });
             return Err(with_path(deep, layers.first()));
         }
-        remember(&next, &mut seen).map_err(|error| with_path(error, layers.last()))?;
+        // Before the lock, which would be refused to a layer that is met again.
+        remember(&next.file, &mut seen).map_err(|error| with_path(error, Some(above)))?;
+        let next = next.found(above, purpose.below())?;
         layers.push(next);
     }
     Ok(layers)
 }
 
-/// The layer below `above`, if it names one.
-fn step_down(above: &Found, options: &OpenOptions) -> Result<Option<Found>> {
+/// A backing file that is open, and that nothing has been read from.
+struct Below {
+    path: PathBuf,
+    file: FileStorage,
+    options: OpenOptions,
+}
+
+impl Below {
+    /// Locks it for `purpose`, and reads what it is.
+    fn found(self, above: &Found, purpose: Purpose) -> Result<Found> {
+        Found::of_file(&self.path, self.file, &self.options, purpose)
+            .map_err(|error| as_backing_of(above, error.at_path(&self.path)))
+    }
+}
+
+/// Opens the file below `above`, if it names one.
+fn open_below(above: &Found, options: &OpenOptions, purpose: Purpose) -> Result<Option<Below>> {
     let Some((name, format)) = above.backing() else { return Ok(None) };
-    let shown = String::from_utf8_lossy(name).into_owned();
-    let refused = |why| ErrorKind::Refused { name: shown.clone(), role: "backing file", why };
-    let context = |error: Error| {
-        let kind = match error.kind() {
-            ErrorKind::Refused { .. } => return with_path(error, Some(above)),
-            _ => ErrorKind::Backing { name: shown.clone(), source: Box::new(error) },
-        };
-        with_path(Error::new(kind), Some(above))
+    let refused = |why| {
+        let name = String::from_utf8_lossy(name).into_owned();
+        with_path(Error::new(ErrorKind::Refused { name, role: "backing file", why }), Some(above))
     };
     if options.backing == super::FilePolicy::DenyAll {
-        return Err(context(Error::new(refused("no other file may be named"))));
+        return Err(refused("no other file may be named"));
     }
+    let context = |error| as_backing_of(above, error);
     let path = names::resolve(name, above.path.as_deref()).map_err(context)?;
-    let below = OpenOptions { format: stated_format(format).map_err(context)?, ..options.clone() };
+    let options = OpenOptions { format: stated_format(format).map_err(context)?, ..options.clone() };
     // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
-    let storage = open_file(&path, &below, Access::ReadOnly).map_err(context)?;
-    options.backing.check(&path, above.path.as_deref()).map_err(|why| context(Error::new(refused(why))))?;
-    Found::new(Some(path.clone()), storage, below.format)
-        .map(Some)
-        .map_err(|error| context(error.at_path(path)))
+    let file = open_file(&path, purpose).map_err(context)?;
+    options.backing.check(&path, above.path.as_deref()).map_err(refused)?;
+    Ok(Some(Below { path, file, options }))
+}
+
+/// What `error` of a backing file is to the image above it, which names it.
+fn as_backing_of(above: &Found, error: Error) -> Error {
+    if matches!(error.kind(), ErrorKind::Refused { .. }) {
+        return with_path(error, Some(above));
+    }
+    let name =
+        above.backing().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
+    with_path(Error::new(ErrorKind::Backing { name, source: Box::new(error) }), Some(above))
 }
 
 /// The format that an image states for its backing file. A stated format is never second-guessed.
@@ -165,10 +201,8 @@ fn stated_format(stated: Option<&[u8]>) -> Result<Option<Format>> {
 }
 
 /// Refuses a file that has been met before in the chain.
-fn remember(found: &Found, seen: &mut Vec<(u64, u64)>) -> Result<()> {
-    let Some(path) = &found.path else { return Ok(()) };
-    let metadata =
-        std::fs::metadata(path).map_err(|error| Error::io("look at the image", error).at_path(path))?;
+fn remember(file: &FileStorage, seen: &mut Vec<(u64, u64)>) -> Result<()> {
+    let metadata = file.file().metadata().map_err(|error| Error::io("look at the image", error))?;
     let identity = (metadata.dev(), metadata.ino());
     if seen.contains(&identity) {
         return Err(Error::new(ErrorKind::BackingLoop));

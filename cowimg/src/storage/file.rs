@@ -8,12 +8,13 @@ use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Mutex;
 
 use rustix::fs::OFlags;
 use rustix::io::retry_on_intr;
 
 use super::sparse::HostCalls;
-use super::{Storage, StorageExt, StorageExtent, check_len, ext, read_only_error, write_range};
+use super::{FileUse, Storage, StorageExt, StorageExtent, check_len, ext, read_only_error, write_range};
 use crate::range::ByteRange;
 
 /// Zeroes up to this many bytes are written rather than asked for: measured on ext4, the host's call costs as much as
@@ -119,13 +120,15 @@ impl Node {
 
 /// A regular file, or a device that has a size, as [`Storage`].
 ///
-/// Nothing is locked: who shares the file is the caller's affair.
+/// Nothing is locked until [`FileStorage::lock`] is called.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
     node: Node,
     access: Access,
     calls: HostCalls,
+    /// What the file is locked for.
+    pub(super) locked: Mutex<FileUse>,
 }
 
 impl FileStorage {
@@ -167,7 +170,13 @@ impl FileStorage {
                 "the file is not open for the access asked for, or is open for appending",
             ));
         }
-        let storage = FileStorage { file, node, access, calls: HostCalls::default() };
+        let storage = FileStorage {
+            file,
+            node,
+            access,
+            calls: HostCalls::default(),
+            locked: Mutex::new(FileUse::NONE),
+        };
         if storage.file.metadata()?.file_type().is_char_device() && !matches!(storage.len(), Ok(1..)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is a character device without a size"));
         }

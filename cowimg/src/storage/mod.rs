@@ -15,6 +15,9 @@ pub mod conformance;
 mod ext;
 mod faulty;
 mod file;
+mod handle;
+mod lock;
+mod lock_holder;
 mod mapped;
 mod memory;
 #[cfg(test)]
@@ -25,6 +28,7 @@ mod unsynced;
 pub use ext::StorageExt;
 pub use faulty::{CrashChoice, Fault, FaultyStorage, Operation, OperationKind};
 pub use file::{Access, Creation, FileOptions, FileStorage};
+pub use lock::{FileUse, Permissions};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
 pub use unsynced::UnsyncedStorage;

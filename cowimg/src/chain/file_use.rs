@@ -1,0 +1,111 @@
+//! What the files of a chain are locked for: the same permissions that QEMU takes for the same access.
+//!
+//! | file | opened for | takes | others may not |
+//! |---|---|---|---|
+//! | qcow2 | its header alone | | write, resize |
+//! | qcow2 | reading | read | write, resize |
+//! | qcow2 | writing | read, write, resize | write, resize |
+//! | raw | its size alone | | |
+//! | raw | reading | read | |
+//! | raw | writing | read, write | |
+//! | raw | resizing | read, write, resize | |
+//! | any | creation in place | write, resize | resize |
+//!
+//! A raw image has no structures that a second writer could break, so that the locks leave it to its users to share
+//! one; a guest's disk controller does not share. With [`LockMode::Share`] all is borne. A backing file is a file that
+//! is read: its readers share it, and nobody writes it meanwhile.
+
+use crate::error::{Error, Result};
+use crate::format::probe::Format;
+use crate::storage::{Access, FileStorage, FileUse, Permissions};
+
+/// How an image's files are locked against other users. The locks are QEMU's: this library and QEMU's programs refuse
+/// each other as two of the latter do. Storages that the caller brings are never locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum LockMode {
+    /// As QEMU does for the same access: a qcow2 image has one writer or any number of readers, a backing file is not
+    /// written while it is one.
+    #[default]
+    Auto,
+    /// For reading a file that somebody writes: what is read may be old, new or no sense at all, and may not pass for
+    /// an image. What `qemu-img` calls `-U`.
+    Share,
+    /// No lock is taken and none is looked for.
+    Off,
+}
+
+/// What a file of a chain is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To look at it in passing, as at the backing file of an image that is about to be made. Not locked.
+    Peek,
+    /// For what the file says of itself.
+    Inspect,
+    /// For the disk in it.
+    Read,
+    /// To change the disk in it.
+    Write,
+}
+
+impl Purpose {
+    /// The purpose of an image that is opened for `access`.
+    pub(super) fn of(access: Access) -> Purpose {
+        match access {
+            Access::ReadOnly => Purpose::Read,
+            Access::ReadWrite => Purpose::Write,
+        }
+    }
+
+    pub(super) fn access(self) -> Access {
+        match self {
+            Purpose::Write => Access::ReadWrite,
+            Purpose::Peek | Purpose::Inspect | Purpose::Read => Access::ReadOnly,
+        }
+    }
+
+    /// What the layers below are opened for.
+    pub(super) fn below(self) -> Purpose {
+        match self {
+            Purpose::Write => Purpose::Read,
+            other => other,
+        }
+    }
+}
+
+/// The use of a file of this format.
+pub(super) fn file_use(format: Format, purpose: Purpose, mode: LockMode) -> Result<FileUse> {
+    if mode == LockMode::Share && purpose == Purpose::Write {
+        return Err(Error::invalid(
+            "an image that is opened for writing cannot be shared with other writers",
+        ));
+    }
+    if mode == LockMode::Off || purpose == Purpose::Peek {
+        return Ok(FileUse::NONE);
+    }
+    let takes = match (purpose, format) {
+        (Purpose::Peek | Purpose::Inspect, _) => Permissions::NONE,
+        (Purpose::Read, _) => Permissions::READ,
+        (Purpose::Write, Format::Raw) => Permissions::READ.with(Permissions::WRITE),
+        (Purpose::Write, _) => Permissions::READ.with(Permissions::WRITE).with(Permissions::RESIZE),
+    };
+    let bears = match (mode, format) {
+        (LockMode::Share, _) | (_, Format::Raw) => Permissions::ALL,
+        _ => Permissions::ALL.without(Permissions::WRITE).without(Permissions::RESIZE),
+    };
+    Ok(FileUse { takes, bears })
+}
+
+/// The use of a file that is emptied, or taken the name of, to become a new image.
+pub(super) const CREATION: FileUse = FileUse {
+    takes: Permissions::WRITE.with(Permissions::RESIZE),
+    bears: Permissions::ALL.without(Permissions::RESIZE),
+};
+
+/// Takes the resizing of `file` on top of what it is locked for, if it is locked at all.
+pub(super) fn lock_for_resizing(file: &FileStorage) -> Result<()> {
+    let held = file.locked_for();
+    if held == FileUse::NONE {
+        return Ok(());
+    }
+    file.lock(FileUse { takes: held.takes.with(Permissions::RESIZE), bears: held.bears })
+}
