@@ -309,6 +309,45 @@ fn large_clusters_in_memory() {
     try_in_memory(1 << 18, 64, None);
 }
 
+/// Subclusters of 512 bytes, so that threads meet in every cluster.
+#[test]
+fn divided_clusters_in_a_file_over_a_raw_base() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    let versions = Versions::all(1);
+    std::fs::write(folder.path().join("base.raw"), versions.bytes()).expect("the base can be written");
+    let backing = BackingOptions { format: Some(Format::Raw), ..BackingOptions::new("base.raw") };
+    let mut options = CreateOptions { backing: Some(backing), ..CreateOptions::qcow2(SIZE) };
+    options.qcow2.cluster_size = 16384;
+    options.qcow2.extended_l2 = true;
+    let image = Image::create(&path, &options).expect("the image is created");
+    stress(image, &versions, "divided clusters over a raw base", 16384 / SECTOR * 2 + 37);
+    compare_file(&path, &versions);
+}
+
+#[test]
+fn a_file_whose_divided_clusters_are_compressed_and_shared_with_a_snapshot() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let (raw, path) = (folder.path().join("source.raw"), folder.path().join("image.qcow2"));
+    let versions = Versions::all(1);
+    let before = versions.bytes();
+    std::fs::write(&raw, &before).expect("the source can be written");
+    drop(versions);
+    for (compress, part) in [("-c ", "compressed"), ("", "plain")] {
+        qemu_tools::img(
+            &format!("convert {compress}-f raw -O qcow2 -o cluster_size=16k,extended_l2=on"),
+            &[&raw, &path],
+        );
+        qemu_tools::img("snapshot -c before", &[&path]);
+        let versions = Versions::all(1);
+        let image = Image::options().access(Access::ReadWrite).open(&path).expect("the image opens");
+        stress(image, &versions, &format!("divided and {part}, with a snapshot"), 16384 / SECTOR * 2 + 37);
+        compare_file(&path, &versions);
+        let snapshot = qemu_tools::snapshot_content(&path, "before");
+        qemu_tools::assert_same_bytes(&snapshot, &before, "the snapshot");
+    }
+}
+
 #[test]
 fn the_usual_clusters_in_a_file_over_a_raw_base() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");

@@ -72,6 +72,7 @@ fn arguments(params: &FreshParams, path: &Path) -> Vec<String> {
             if params.compression == CompressionType::Zstd { "zstd" } else { "zlib" }
         ),
         format!("preallocation={preallocation}"),
+        format!("extended_l2={}", if params.geometry.has_subclusters() { "on" } else { "off" }),
     ];
     let mut arguments: Vec<String> = ["create", "-q", "-f", "qcow2", "-o"].map(String::from).into();
     arguments.push(options.join(","));
@@ -255,6 +256,20 @@ fn versions_and_features_are_in_the_header_as_qemu_puts_them() {
             ]
         })
         .collect();
+    compare_all(&cases);
+}
+
+#[test]
+fn images_with_subclusters_start_as_qemus() {
+    let extended = |case: FreshParams| FreshParams { geometry: case.geometry.with_extended_l2(true), ..case };
+    let mut cases = Vec::new();
+    for cluster in cluster_sizes().filter(|&size| size >= 16 * KIB) {
+        cases.extend([0, 65 * KIB, 10 * GIB + 512].map(|size| params(cluster, some_width(cluster), size)));
+        cases.push(preallocated(Preallocation::Metadata, cluster, 16, 300 * MIB + 512));
+        cases.push(preallocated(Preallocation::Falloc, cluster, 16, 3 * MIB));
+    }
+    cases.push(overlay(64 * KIB, Version::V3, "base.img", Some("raw")));
+    let cases: Vec<_> = cases.into_iter().map(extended).collect();
     compare_all(&cases);
 }
 

@@ -27,6 +27,7 @@ struct Shape {
     version: Version,
     cluster_bits: u32,
     refcount_order: u32,
+    extended_l2: bool,
     sectors: u64,
     /// Length in bytes of a raw backing file.
     base: Option<usize>,
@@ -35,10 +36,12 @@ struct Shape {
 fn shapes() -> impl Strategy<Value = Shape> {
     let versions = prop_oneof![1 => Just(Version::V2), 3 => Just(Version::V3)];
     let bases = prop::option::of(1_usize..400_000);
-    (versions, 9_u32..=14, 0_u32..=6, 1_u64..=600, bases).prop_map(
-        |(version, cluster_bits, order, sectors, base)| {
+    (versions, 9_u32..=14, 0_u32..=6, any::<bool>(), 1_u64..=600, bases).prop_map(
+        |(version, bits, order, divided, sectors, base)| {
+            let extended_l2 = divided && version == Version::V3;
+            let cluster_bits = if extended_l2 { 14 + bits % 3 } else { bits };
             let refcount_order = if version == Version::V2 { 4 } else { order };
-            Shape { version, cluster_bits, refcount_order, sectors, base }
+            Shape { version, cluster_bits, refcount_order, extended_l2, sectors, base }
         },
     )
 }
@@ -78,6 +81,7 @@ impl Pair {
             version: shape.version,
             cluster_size: 1 << shape.cluster_bits,
             refcount_bits: 1 << shape.refcount_order,
+            extended_l2: shape.extended_l2,
             ..Default::default()
         };
         let size = shape.sectors * 512;
@@ -178,7 +182,14 @@ proptest! {
 
     #[test]
     fn a_file_does_not_grow_without_bound(byte in any::<u8>(), rounds in 3_u64..12) {
-        let shape = Shape { version: Version::V3, cluster_bits: 12, refcount_order: 4, sectors: 256, base: None };
+        let shape = Shape {
+            version: Version::V3,
+            cluster_bits: 12,
+            refcount_order: 4,
+            extended_l2: false,
+            sectors: 256,
+            base: None,
+        };
         let mut pair = Pair::new(&shape);
         for _ in 0..rounds {
             for step in [Step::Write { at: 0, len: u16::MAX, byte }, Step::Flush, Step::Discard { at: 0, len: u16::MAX }, Step::Flush] {

@@ -58,7 +58,7 @@ const OPTIONS: [OptionHelp; 10] = [
     OptionHelp {
         key: "extended_l2",
         value: "on/off",
-        purpose: "subclusters: only off in this version",
+        purpose: "divide clusters into 32 subclusters, written one by one (default off)",
         in_raw: false,
     },
     OptionHelp {
@@ -211,10 +211,7 @@ fn qcow2_options(given: &KeyValues) -> Result<Qcow2CreateOptions, Failure> {
     if parse_switch(given, "lazy_refcounts")? {
         options.lazy_refcounts = LazyRefcounts::On;
     }
-    if parse_switch(given, "extended_l2")? {
-        return Err(Failure::usage("extended_l2=on is not handled by this version of cowimg")
-            .hint("Leave it away: the image will have no subclusters"));
-    }
+    options.extended_l2 = parse_switch(given, "extended_l2")?;
     Ok(options)
 }
 
@@ -266,7 +263,7 @@ mod tests {
     #[test]
     fn every_option_reaches_its_field() {
         let list = "size=1G,cluster_size=4k,compat=v3,refcount_bits=1,lazy_refcounts=yes,compression_type=zstd,\
-                    preallocation=falloc,backing_file=a,,b,backing_fmt=raw,extended_l2=off";
+                    preallocation=falloc,backing_file=a,,b,backing_fmt=raw,extended_l2=on";
         let options = parse(Format::Qcow2, list).unwrap();
         assert_eq!(options.size, Some(1 << 30));
         assert_eq!(options.backing_file.as_deref(), Some("a,b"));
@@ -276,6 +273,7 @@ mod tests {
         assert_eq!(options.qcow2.refcount_bits, 1);
         assert_eq!(options.qcow2.lazy_refcounts, LazyRefcounts::On);
         assert_eq!(options.qcow2.compression, CompressionType::Zstd);
+        assert!(options.qcow2.extended_l2);
         assert_eq!(options.preallocation, Preallocation::Falloc);
         assert_eq!(options.lazy_refcounts_word.as_deref(), Some("yes"));
     }
@@ -301,7 +299,7 @@ mod tests {
             "compression_type=lzma",
             "preallocation=some",
             "lazy_refcounts=maybe",
-            "extended_l2=on",
+            "extended_l2=maybe",
             "backing_fmt=vmdk",
             "data_file=x",
             "encrypt.format=luks",

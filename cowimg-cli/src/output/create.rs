@@ -36,7 +36,8 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
         }
         return writeln!(out);
     }
-    write!(out, " cluster_size={} extended_l2=off", options.qcow2.cluster_size)?;
+    let extended_l2 = if options.qcow2.extended_l2 { "on" } else { "off" };
+    write!(out, " cluster_size={} extended_l2={extended_l2}", options.qcow2.cluster_size)?;
     if let Some(word) = &options.preallocation_word {
         write!(out, " preallocation={word}")?;
     }

@@ -47,7 +47,7 @@ fn create_refuses_what_cannot_be_made() {
                 "compression_type=zstd needs an image of version 3",
             ),
             ("create -o compat=0.10,lazy_refcounts=on z 1M", "lazy_refcounts=on needs an image of version 3"),
-            ("create -o extended_l2=on z 1M", "not handled"),
+            ("create -o extended_l2=on,cluster_size=8k z 1M", "16 KiB"),
             ("create -o data_file=x z 1M", "not handled"),
             ("create -o encrypt.format=luks z 1M", "not handled"),
             ("create -o , z 1M", "empty option"),

@@ -67,6 +67,8 @@ fn every_option_makes_qemus_file_and_line() {
         "-f qcow2 -o compat=v3 -o size=5M z",
         "-f qcow2 -o size=5k -o size=7k z",
         "-f qcow2 -o extended_l2=off z 1M",
+        "-f qcow2 -o extended_l2=on z 1M",
+        "-f qcow2 -o extended_l2=on,cluster_size=16k,preallocation=metadata -b child.qcow2 -F qcow2 z",
         "-f qcow2 -b child.qcow2 -F qcow2 z",
         "-f qcow2 -b child.qcow2 -F qcow2 z 100M",
         "-f qcow2 -b child.qcow2 -F qcow2 z 500",

@@ -68,6 +68,9 @@ pub struct Qcow2CreateOptions {
     pub lazy_refcounts: LazyRefcounts,
     /// How compressed clusters are compressed.
     pub compression: CompressionType,
+    /// Whether clusters are divided into 32 subclusters, each of which is written and zeroed by itself (version 3,
+    /// clusters of at least 16 KiB).
+    pub extended_l2: bool,
 }
 
 impl Default for Qcow2CreateOptions {
@@ -78,6 +81,7 @@ impl Default for Qcow2CreateOptions {
             refcount_bits: 16,
             lazy_refcounts: LazyRefcounts::Off,
             compression: CompressionType::Deflate,
+            extended_l2: false,
         }
     }
 }
@@ -235,11 +239,17 @@ fn qcow2_params(size: u64, options: &CreateOptions, found: Option<Format>) -> Re
         )));
     }
     refuse_in_version_2(wanted)?;
-    if options.backing.is_some() && options.preallocation != Preallocation::Off {
-        return Err(Error::invalid("an image with a backing file cannot be preallocated"));
+    if options.backing.is_some() && options.preallocation != Preallocation::Off && !wanted.extended_l2 {
+        return Err(Error::invalid(
+            "an image with a backing file can be preallocated only with extended_l2=on",
+        ));
+    }
+    if wanted.extended_l2 && cluster_bits < 14 {
+        return Err(Error::invalid("extended_l2=on needs clusters of at least 16 KiB"));
     }
     let geometry = Geometry::new(cluster_bits, wanted.refcount_bits.ilog2())
-        .map_err(|error| Error::invalid(error.to_string()))?;
+        .map_err(|error| Error::invalid(error.to_string()))?
+        .with_extended_l2(wanted.extended_l2);
     let backing = options.backing.as_ref().map(|backing| BackingName {
         name: backing.name.as_bytes().to_vec(),
         format: backing.format.or(found).map(|format| format.as_str().as_bytes().to_vec()),
@@ -263,6 +273,7 @@ fn refuse_in_version_2(wanted: &Qcow2CreateOptions) -> Result<()> {
         (wanted.refcount_bits != 16, "refcounts of another width than 16 bits"),
         (wanted.lazy_refcounts == LazyRefcounts::On, "lazy refcounts"),
         (wanted.compression != CompressionType::Deflate, "a compression type other than zlib"),
+        (wanted.extended_l2, "extended L2 entries"),
     ];
     match needs_version_3.iter().find(|(is_wanted, _)| *is_wanted) {
         Some((_, what)) => Err(Error::invalid(format!("{what} need compat=1.1 (version 3) or later"))),

@@ -9,7 +9,7 @@ use super::Qcow2;
 use super::allocator::Allocator;
 use super::refcounts::Refcounts;
 use super::table_cache::Slice;
-use crate::format::qcow2::{Allocated, Geometry, HostCluster, L2Entry};
+use crate::format::qcow2::{Geometry, HostCluster, L2Entry};
 
 /// What is to become of the space of clusters that nothing refers to any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,15 +31,12 @@ impl Freed {
     /// The clusters that an entry which is about to go referred to.
     pub(super) fn of_entry(entry: &L2Entry, geometry: Geometry, space: Space) -> Option<Freed> {
         match entry {
-            L2Entry::Unallocated | L2Entry::Zero(None) => None,
-            L2Entry::Standard(Allocated { host, .. }) | L2Entry::Zero(Some(Allocated { host, .. })) => {
-                Some(Freed::one(geometry.host_cluster(*host), space))
-            }
             L2Entry::Compressed(run) => {
                 let clusters = run.clusters(&geometry);
                 // Its clusters may hold other compressed data: the space is never released.
                 Some(Freed { clusters: clusters.start().get()..clusters.end().get() + 1, space: Space::Keep })
             }
+            entry => entry.space().map(|held| Freed::one(geometry.host_cluster(held.host), space)),
         }
     }
 

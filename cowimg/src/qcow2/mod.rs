@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `open`, `create` | from storage to engine; what is refused, by name |
 //! | `plan` | guest range to segments: the only place that looks mappings up |
-//! | `read`, `write`, `zero`, `compressed` | the I/O of a plan |
+//! | `read`, `write`, `zero`, `compressed`, `divided` | the I/O of a plan |
 //! | `l1_table`, `table_cache` | mappings in memory |
 //! | `metadata`, `refcounts`, `allocator` | what the metadata lock protects |
 //! | `metadata_map` | keeps guest data off the tables |
@@ -32,6 +32,7 @@ mod allocator;
 pub(crate) mod check;
 mod compressed;
 mod create;
+mod divided;
 mod extents;
 mod failed;
 mod header_update;

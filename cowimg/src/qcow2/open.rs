@@ -170,13 +170,7 @@ fn refuse_unsupported(header: &Header) -> Result<()> {
         CryptMethod::Other(_) => Some("an unknown encryption method"),
     };
     let named = named
-        .or_else(|| header.incompatible.contains(Incompatible::DATA_FILE).then_some("an external data file"))
-        .or_else(|| {
-            header
-                .incompatible
-                .contains(Incompatible::EXTENDED_L2)
-                .then_some("extended L2 entries (subclusters)")
-        });
+        .or_else(|| header.incompatible.contains(Incompatible::DATA_FILE).then_some("an external data file"));
     match named {
         None => Ok(()),
         Some(named) => Err(Error::unsupported(format!("the image uses {named}, which is not supported yet"))),

@@ -9,7 +9,10 @@ use super::Qcow2;
 use super::table_cache::{MAX_SLICE_BYTES, Slice};
 use crate::corruption::Corruption;
 use crate::error::{Error, Result};
-use crate::format::qcow2::{Allocated, CompressedRun, GuestCluster, GuestOffset, HostOffset, L2Entry};
+use crate::format::qcow2::{
+    Allocated, CompressedRun, GuestCluster, GuestOffset, HostOffset, L2Entry, RawL2Entry, SUBCLUSTERS,
+    SubclusterState,
+};
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
@@ -45,12 +48,14 @@ pub(super) enum WritePlan {
     Revive { first: GuestCluster, count: u64, host: HostOffset },
     /// Clusters without space of their own: take some, fill them, publish them.
     Allocate { first: GuestCluster, count: u64 },
+    /// A part of one cluster that is divided: fill the subclusters that it touches.
+    Divide { cluster: GuestCluster },
 }
 
 impl Qcow2 {
     /// Entries in a slice of the table cache.
     pub(super) fn slice_entries(&self) -> u64 {
-        self.geometry.cluster_size().min(MAX_SLICE_BYTES) / 8
+        self.geometry.cluster_size().min(MAX_SLICE_BYTES) / self.geometry.l2_entry_size()
     }
 
     /// The slice that holds a guest cluster's entry, and the entry's index in it.
@@ -62,7 +67,7 @@ impl Qcow2 {
     /// The L1 index of a slice's table, and the slice's offset in the table.
     pub(super) fn slice_place(&self, key: u64) -> (u64, u64) {
         let per_table = self.geometry.l2_entries() / self.slice_entries();
-        (key / per_table, key % per_table * self.slice_entries() * 8)
+        (key / per_table, key % per_table * self.slice_entries() * self.geometry.l2_entry_size())
     }
 
     /// The slice of this key, `None` when there is no L2 table.
@@ -80,12 +85,13 @@ impl Qcow2 {
         if let Some(file_len) = self.is_past_end(host)? {
             return Err(Corruption::PastEnd { what, host: host.get(), file_len }.into());
         }
-        let mut raw = vec![0; (self.slice_entries() * 8) as usize];
+        let entry_size = self.geometry.l2_entry_size();
+        let mut raw = vec![0; (self.slice_entries() * entry_size) as usize];
         self.storage
             .read_padded_at(&mut raw, host.get() + offset_in_table)
             .map_err(|error| Error::io("read an L2 table", error))?;
-        let entries = raw.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes));
-        Ok(Some(Slice::new(entries)))
+        let words = raw.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes));
+        Ok(Some(Slice::new(words, (entry_size / 8) as usize)))
     }
 
     /// The length of the file, if `host` is not within it.
@@ -100,10 +106,10 @@ impl Qcow2 {
     }
 
     /// Decodes the entry of `cluster`.
-    pub(super) fn decode(&self, raw: u64, cluster: GuestCluster) -> Result<L2Entry> {
+    pub(super) fn decode(&self, raw: RawL2Entry, cluster: GuestCluster) -> Result<L2Entry> {
         L2Entry::decode(raw, &self.geometry, self.version).map_err(|error| {
             let guest = self.geometry.guest_offset(cluster).get();
-            Corruption::L2Entry { guest, entry: raw, why: error.why() }.into()
+            Corruption::L2Entry { guest, entry: raw.descriptor, why: error.why() }.into()
         })
     }
 
@@ -122,16 +128,20 @@ impl Qcow2 {
         };
         let entry = self.decode(slice.get(index), cluster)?;
         let source = self.source_at(&entry, in_cluster, cluster)?;
+        if let L2Entry::Divided(divided) = &entry {
+            let run = divided.subclusters.run(in_cluster / self.geometry.subcluster_size(), SUBCLUSTERS);
+            let start = self.geometry.guest_offset(cluster).get();
+            let end = start + run.end * self.geometry.subcluster_size();
+            return Ok(Segment { range: range.intersection(ByteRange::between(0, end)), source });
+        }
         let wanted = self.geometry.clusters_for(in_cluster + range.len());
         let mut count = 1;
         while count < wanted && index + (count as usize) < self.slice_entries() as usize {
             let next = GuestCluster(cluster.get() + count);
             let entry = self.decode(slice.get(index + count as usize), next)?;
-            if !continues(
-                &source,
-                &self.source_at(&entry, 0, next)?,
-                count * self.cluster_size() - in_cluster,
-            ) {
+            let distance = count * self.cluster_size() - in_cluster;
+            let is_divided = matches!(entry, L2Entry::Divided(_));
+            if is_divided || !continues(&source, &self.source_at(&entry, 0, next)?, distance) {
                 break;
             }
             count += 1;
@@ -154,6 +164,18 @@ impl Qcow2 {
                 self.check_within_file(run.host, cluster)?;
                 Source::Compressed(*run)
             }
+            L2Entry::Divided(divided) => {
+                match divided.subclusters.state(in_cluster / self.geometry.subcluster_size()) {
+                    SubclusterState::Unallocated => Source::Below,
+                    SubclusterState::Zero => Source::Zero(divided.host().map(at)),
+                    SubclusterState::Data => {
+                        // Decoding has seen to it that data has a place.
+                        let host = divided.host().unwrap_or(HostOffset(0));
+                        self.check_within_file(host, cluster)?;
+                        Source::Host(at(host))
+                    }
+                }
+            }
         })
     }
 
@@ -174,15 +196,28 @@ impl Qcow2 {
         let in_cluster = self.geometry.offset_in_cluster(range.start());
         let left_in_slice = self.slice_entries() - index as u64;
         let wanted = self.geometry.clusters_for(in_cluster + range.len()).min(left_in_slice);
+        // Where clusters are divided, those that are not filled are written one by one.
+        let whole = (in_cluster + range.len()) / self.cluster_size();
+        let is_part = self.geometry.has_subclusters() && (in_cluster > 0 || whole == 0);
+        let most_new = (MAX_ALLOCATION / self.cluster_size()).max(1);
+        let most_new = if self.geometry.has_subclusters() { most_new.min(whole.max(1)) } else { most_new };
         let Some(slice) = self.slice(key)? else {
-            let count = wanted.min((MAX_ALLOCATION / self.cluster_size()).max(1));
-            return Ok(WritePlan::Allocate { first, count });
+            let count = wanted.min(most_new);
+            return Ok(if is_part {
+                WritePlan::Divide { cluster: first }
+            } else {
+                WritePlan::Allocate { first, count }
+            });
         };
+        if let Some(plan) = self.plan_divided(&slice, index, range)? {
+            return Ok(plan);
+        }
         let start = self.place_of(&slice, index, first)?;
         let mut count = 1;
         let most = match start {
             Place::Own(_) => wanted,
-            _ => wanted.min((MAX_ALLOCATION / self.cluster_size()).max(1)),
+            _ if is_part => return Ok(WritePlan::Divide { cluster: first }),
+            _ => wanted.min(most_new),
         };
         while count < most {
             let next = GuestCluster(first.get() + count);
@@ -200,6 +235,32 @@ impl Qcow2 {
             Place::Kept(host) => WritePlan::Revive { first, count, host },
             Place::Elsewhere => WritePlan::Allocate { first, count },
         })
+    }
+
+    /// What a write does first with `range`, which starts in the cluster of the entry at `index`, where that cluster is
+    /// divided.
+    fn plan_divided(&self, slice: &Slice, index: usize, range: ByteRange) -> Result<Option<WritePlan>> {
+        let cluster = self.geometry.guest_cluster(GuestOffset(range.start()));
+        let L2Entry::Divided(divided) = self.decode(slice.get(index), cluster)? else { return Ok(None) };
+        let in_cluster = self.geometry.offset_in_cluster(range.start());
+        let subcluster_size = self.geometry.subcluster_size();
+        let run = divided.subclusters.run(in_cluster / subcluster_size, SUBCLUSTERS);
+        Ok(Some(match divided.space {
+            Some(Allocated { host, copied: true })
+                if divided.subclusters.state(run.start) == SubclusterState::Data =>
+            {
+                self.check_within_file(host, cluster)?;
+                let len = (run.end * subcluster_size - in_cluster).min(range.len());
+                WritePlan::InPlace { host: HostOffset(host.get() + in_cluster), len }
+            }
+            _ if in_cluster == 0 && range.len() >= self.cluster_size() => match divided.space {
+                Some(Allocated { host, copied: true }) => {
+                    WritePlan::Revive { first: cluster, count: 1, host }
+                }
+                _ => WritePlan::Allocate { first: cluster, count: 1 },
+            },
+            _ => WritePlan::Divide { cluster },
+        }))
     }
 
     fn place_of(&self, slice: &Slice, index: usize, cluster: GuestCluster) -> Result<Place> {

@@ -11,41 +11,68 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Result;
+use crate::format::qcow2::RawL2Entry;
 
 /// Bytes of a slice, for clusters that are not smaller.
 pub(super) const MAX_SLICE_BYTES: u64 = 4096;
 
 const SHARDS: u64 = 16;
 
-/// Consecutive L2 entries, as the 64-bit numbers that the file holds.
+/// Consecutive L2 entries, as the 64-bit words that the file holds: one an entry, or two where entries are extended.
 #[derive(Debug)]
 pub(super) struct Slice {
-    entries: Box<[AtomicU64]>,
+    words: Box<[AtomicU64]>,
+    words_per_entry: usize,
+    /// Odd while an entry of two words is being changed, so that nobody takes one old word and one new one.
+    changes: AtomicU64,
 }
 
 impl Slice {
-    /// A slice of these entries.
-    pub(super) fn new(entries: impl Iterator<Item = u64>) -> Slice {
-        Slice { entries: entries.map(AtomicU64::new).collect() }
+    /// A slice of these words.
+    pub(super) fn new(words: impl Iterator<Item = u64>, words_per_entry: usize) -> Slice {
+        Slice { words: words.map(AtomicU64::new).collect(), words_per_entry, changes: AtomicU64::new(0) }
     }
 
     /// The entry at `index`; everything that was written before it was published is seen.
-    pub(super) fn get(&self, index: usize) -> u64 {
-        self.entries[index].load(Ordering::Acquire)
+    pub(super) fn get(&self, index: usize) -> RawL2Entry {
+        if self.words_per_entry == 1 {
+            return self.words[index].load(Ordering::Acquire).into();
+        }
+        loop {
+            let before = self.changes.load(Ordering::Acquire);
+            let entry = RawL2Entry {
+                descriptor: self.words[2 * index].load(Ordering::Relaxed),
+                subclusters: self.words[2 * index + 1].load(Ordering::Relaxed),
+            };
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.changes.load(Ordering::Relaxed) == before {
+                return entry;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// Publishes an entry. Callers hold the metadata lock.
-    pub(super) fn set(&self, index: usize, raw: u64) {
-        self.entries[index].store(raw, Ordering::Release);
+    pub(super) fn set(&self, index: usize, entry: RawL2Entry) {
+        if self.words_per_entry == 1 {
+            self.words[index].store(entry.descriptor, Ordering::Release);
+            return;
+        }
+        let before = self.changes.load(Ordering::Relaxed);
+        self.changes.store(before.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.words[2 * index].store(entry.descriptor, Ordering::Relaxed);
+        self.words[2 * index + 1].store(entry.subclusters, Ordering::Relaxed);
+        self.changes.store(before.wrapping_add(2), Ordering::Release);
     }
 
-    /// The entries as they are in the file.
+    /// The entries as they are in the file. Callers hold the metadata lock.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        self.entries.iter().flat_map(|entry| entry.load(Ordering::Acquire).to_be_bytes()).collect()
+        self.words.iter().flat_map(|word| word.load(Ordering::Acquire).to_be_bytes()).collect()
     }
 }
 
@@ -132,7 +159,7 @@ mod tests {
     use super::*;
 
     fn slice_of(value: u64) -> Slice {
-        Slice::new(std::iter::repeat_n(value, 4))
+        Slice::new(std::iter::repeat_n(value, 4), 1)
     }
 
     fn resident(cache: &TableCache) -> usize {
@@ -152,12 +179,29 @@ mod tests {
     fn a_slice_that_somebody_holds_is_never_loaded_twice() {
         let cache = TableCache::new(0, 32);
         let held = cache.get_or_load(0, || Ok(Some(slice_of(7)))).unwrap().unwrap();
-        held.set(1, 99);
+        held.set(1, 99.into());
         for key in 1..1000 {
             cache.get_or_load(key, || Ok(Some(slice_of(key)))).unwrap();
         }
         let again = cache.get_or_load(0, || Ok(Some(slice_of(7)))).unwrap().unwrap();
-        assert_eq!(again.get(1), 99);
+        assert_eq!(again.get(1), 99.into());
+    }
+
+    #[test]
+    fn two_words_are_never_seen_half_changed() {
+        let slice = Slice::new(std::iter::repeat_n(0, 8), 2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for value in 1..200_000 {
+                    slice.set(1, RawL2Entry { descriptor: value, subclusters: !value });
+                }
+            });
+            for _ in 0..200_000 {
+                let entry = slice.get(1);
+                assert!(entry == RawL2Entry::default() || entry.subclusters == !entry.descriptor);
+            }
+        });
+        assert_eq!(slice.get(0), RawL2Entry::default());
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl Qcow2 {
         let (first, count) = match self.plan_write(range)? {
             WritePlan::InPlace { host, len } => return self.write_in_place((buf, offset), host, len),
             WritePlan::Revive { first, count, .. } | WritePlan::Allocate { first, count } => (first, count),
+            WritePlan::Divide { cluster } => (cluster, 1),
         };
         let _ours = self.cluster_locks.lock(first.get(), first.get() + count);
         // Whoever held the clusters before us may have mapped them: look again, at these clusters only.
@@ -59,6 +60,7 @@ impl Qcow2 {
                 Ok(done)
             }
             WritePlan::Allocate { first, count } => self.write_new(first, count, (buf, offset)),
+            WritePlan::Divide { cluster } => self.write_divided(cluster, (buf, offset)),
         }
     }
 
@@ -72,7 +74,7 @@ impl Qcow2 {
 
     /// Refuses to touch a table on the guest's behalf, and takes no more writes: whoever mapped guest data to it can do so
     /// again.
-    fn refuse_metadata(&self, guest: u64, host: HostOffset, len: u64) -> Result<()> {
+    pub(super) fn refuse_metadata(&self, guest: u64, host: HostOffset, len: u64) -> Result<()> {
         let first = self.geometry.host_cluster(host).get();
         let count = self.geometry.clusters_for(self.geometry.offset_in_cluster(host.get()) + len);
         match self.metadata_map.first_marked(first, count) {
@@ -85,7 +87,7 @@ impl Qcow2 {
     }
 
     /// Writes to `count` clusters from `first` on, or to as many as are found in one run.
-    fn write_new(&self, first: GuestCluster, count: u64, from: (&[u8], u64)) -> Result<u64> {
+    pub(super) fn write_new(&self, first: GuestCluster, count: u64, from: (&[u8], u64)) -> Result<u64> {
         let reservation = self.reserve(count)?;
         let done = self.fill(reservation.run(), first, from)?;
         self.publish_data(first, reservation.run())?;
@@ -122,7 +124,7 @@ impl Qcow2 {
 
     /// What must be written for a part of a cluster that the guest does not write: nothing if the space reads as the
     /// guest expects already.
-    fn edge(&self, range: ByteRange, content: Content) -> Result<Vec<u8>> {
+    pub(super) fn edge(&self, range: ByteRange, content: Content) -> Result<Vec<u8>> {
         let within = range.intersection(ByteRange::between(0, self.size()));
         if range.is_empty() || (content == Content::Fresh && self.is_known_zero(within)?) {
             return Ok(Vec::new());
@@ -198,9 +200,5 @@ impl Qcow2 {
 
 /// Whether both entries hold the same cluster of the file, so that its reference only moves.
 fn refers_to_the_same(old: &L2Entry, new: &L2Entry) -> bool {
-    let space = |entry: &L2Entry| match entry {
-        L2Entry::Standard(allocated) | L2Entry::Zero(Some(allocated)) => Some(allocated.host),
-        _ => None,
-    };
-    matches!((space(old), space(new)), (Some(a), Some(b)) if a == b)
+    matches!((old.space(), new.space()), (Some(a), Some(b)) if a.host == b.host)
 }

@@ -4,7 +4,7 @@ use super::Qcow2;
 use super::metadata::Space;
 use crate::disk::{Disk, ZeroMode};
 use crate::error::Result;
-use crate::format::qcow2::{Allocated, GuestCluster, GuestOffset, L2Entry, Version};
+use crate::format::qcow2::{GuestCluster, GuestOffset, L2Entry, Version};
 use crate::range::ByteRange;
 
 /// What is asked for a cluster.
@@ -28,7 +28,7 @@ impl Qcow2 {
     pub(super) fn zero(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
         self.begin_change()?;
         let whole = self.whole_clusters(range);
-        self.write_zero_bytes(ByteRange::between(range.start(), whole.start().min(range.end())))?;
+        self.zero_parts(ByteRange::between(range.start(), whole.start().min(range.end())))?;
         match (self.version, mode) {
             (Version::V3, _) => self.remap(whole, Wish::Zero(mode))?,
             (Version::V2, ZeroMode::Unmap) => {
@@ -40,7 +40,7 @@ impl Qcow2 {
             }
             (Version::V2, ZeroMode::KeepSpace) => self.write_zero_bytes(whole)?,
         }
-        self.write_zero_bytes(ByteRange::between(whole.end().max(range.start()), range.end()))
+        self.zero_parts(ByteRange::between(whole.end().max(range.start()), range.end()))
     }
 
     /// Drops whole clusters of the range; what is left of it stays as it is.
@@ -146,10 +146,7 @@ impl Qcow2 {
             (Wish::Discard, _) if shows_below && self.version == Version::V2 => *old,
             (Wish::Discard, _) if !shows_below => L2Entry::Unallocated,
             (Wish::Zero(ZeroMode::KeepSpace), L2Entry::Zero(space)) => L2Entry::Zero(*space),
-            (
-                Wish::Zero(ZeroMode::KeepSpace),
-                L2Entry::Standard(allocated @ Allocated { copied: true, .. }),
-            ) => L2Entry::Zero(Some(*allocated)),
+            (Wish::Zero(ZeroMode::KeepSpace), old) => L2Entry::Zero(old.space().filter(|space| space.copied)),
             _ => L2Entry::Zero(None),
         }
     }

@@ -27,6 +27,7 @@ struct Shape {
     cluster: u64,
     version: Version,
     refcount_bits: u32,
+    extended_l2: bool,
     backing: Backing,
 }
 
@@ -82,6 +83,7 @@ fn create(path: &Path, shape: Shape, backing: Option<BackingOptions>) -> Image {
         version: shape.version,
         cluster_size: shape.cluster,
         refcount_bits: shape.refcount_bits,
+        extended_l2: shape.extended_l2,
         ..Default::default()
     };
     let options = CreateOptions { qcow2, backing, ..CreateOptions::qcow2(shape.size()) };
@@ -118,9 +120,13 @@ fn reopened_with_next_to_no_cache(image: Image, path: &Path, model: &Model) -> I
 
 fn try_cluster_size(cluster: u64) {
     for backing in [Backing::None, Backing::Raw, Backing::Qcow2] {
-        try_shape(Shape { cluster, version: Version::V2, refcount_bits: 16, backing });
+        let plain = Shape { cluster, version: Version::V3, refcount_bits: 16, extended_l2: false, backing };
+        try_shape(Shape { version: Version::V2, ..plain });
         for refcount_bits in [1, 16, 64] {
-            try_shape(Shape { cluster, version: Version::V3, refcount_bits, backing });
+            try_shape(Shape { refcount_bits, ..plain });
+        }
+        if cluster >= 16384 {
+            try_shape(Shape { extended_l2: true, ..plain });
         }
     }
 }
@@ -133,6 +139,11 @@ fn images_with_clusters_of_512_bytes_hold_what_was_written() {
 #[test]
 fn images_with_clusters_of_4_kib_hold_what_was_written() {
     try_cluster_size(4096);
+}
+
+#[test]
+fn images_with_clusters_of_16_kib_hold_what_was_written() {
+    try_cluster_size(16384);
 }
 
 #[test]
@@ -149,7 +160,13 @@ fn images_with_clusters_of_2_mib_hold_what_was_written() {
 fn what_does_not_lie_within_the_disk_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("image.qcow2");
-    let shape = Shape { cluster: 65536, version: Version::V3, refcount_bits: 16, backing: Backing::None };
+    let shape = Shape {
+        cluster: 65536,
+        version: Version::V3,
+        refcount_bits: 16,
+        extended_l2: false,
+        backing: Backing::None,
+    };
     let image = create(&path, shape, None);
     let size = shape.size();
     let past_end = ByteRange::between(size - 10, size + 1);
@@ -181,7 +198,13 @@ fn what_does_not_lie_within_the_disk_is_refused_and_changes_nothing() {
 fn an_image_that_is_open_for_reading_takes_no_change() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("image.qcow2");
-    let shape = Shape { cluster: 4096, version: Version::V3, refcount_bits: 16, backing: Backing::None };
+    let shape = Shape {
+        cluster: 4096,
+        version: Version::V3,
+        refcount_bits: 16,
+        extended_l2: false,
+        backing: Backing::None,
+    };
     create(&path, shape, None).close().expect("the image closes");
     let before = std::fs::read(&path).expect("the image can be read");
     let image = subject::open(&path);

@@ -49,12 +49,6 @@ fn encryption_with_aes() {
 }
 
 #[test]
-fn extended_l2_entries() {
-    let (_folder, path) = created("create -q -f qcow2 -o extended_l2=on");
-    assert_refused_both_ways(&path, "extended l2");
-}
-
-#[test]
 fn an_external_data_file() {
     let (_folder, path) = created("create -q -f qcow2 -o data_file=FOLDER/data.raw");
     assert_refused_both_ways(&path, "data file");
@@ -102,9 +96,9 @@ fn a_dirty_image_for_writing_only() {
 
 #[test]
 fn a_refused_backing_file_refuses_the_overlay() {
-    let (folder, path) = created("create -q -f qcow2 -o extended_l2=on");
+    let (folder, path) = created("create -q -f qcow2 -o data_file=data.raw");
     let overlay = folder.path().join("overlay.qcow2");
     qemu_tools::img("create -q -f qcow2 -F qcow2 -b image.qcow2", &[&overlay]);
-    assert_unsupported(Image::open(&overlay), "extended l2");
+    assert_unsupported(Image::open(&overlay), "data file");
     assert!(path.exists());
 }

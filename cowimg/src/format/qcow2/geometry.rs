@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guest offset:  | L1 index | L2 index | offset in cluster |
-//!                            l2_bits     cluster_bits
+//!                            l2_bits     cluster_bits          (one bit less of l2_bits where entries are extended)
 //! host cluster:  | refcount table index | index in refcount block |
 //!                                         refcount_block_bits
 //! ```
@@ -21,6 +21,10 @@ pub const MAX_REFCOUNT_ORDER: u32 = 6;
 pub const TABLE_ENTRY_SIZE: u64 = 8;
 /// log2 of [`TABLE_ENTRY_SIZE`].
 const TABLE_ENTRY_BITS: u32 = 3;
+/// Subclusters of a cluster, in images with extended L2 entries.
+pub const SUBCLUSTERS: u64 = 32;
+/// log2 of [`SUBCLUSTERS`].
+const SUBCLUSTER_COUNT_BITS: u32 = 5;
 
 /// Why a geometry was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +43,8 @@ pub enum GeometryError {
 pub struct Geometry {
     cluster_bits: u32,
     refcount_order: u32,
+    /// Entries of L2 tables are extended by a word that says what is in each subcluster.
+    extended_l2: bool,
 }
 
 // Every shift below is by a value that `new` has bounded, and every subtraction is of a smaller such value.
@@ -52,7 +58,7 @@ impl Geometry {
         if refcount_order > MAX_REFCOUNT_ORDER {
             return Err(GeometryError::RefcountOrder(refcount_order));
         }
-        Ok(Geometry { cluster_bits, refcount_order })
+        Ok(Geometry { cluster_bits, refcount_order, extended_l2: false })
     }
 
     /// The geometry nearest to these values that the format has.
@@ -60,7 +66,29 @@ impl Geometry {
         Geometry {
             cluster_bits: cluster_bits.clamp(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS),
             refcount_order: refcount_order.min(MAX_REFCOUNT_ORDER),
+            extended_l2: false,
         }
+    }
+
+    /// The same with extended L2 entries, if `extended`.
+    #[must_use]
+    pub const fn with_extended_l2(self, extended: bool) -> Geometry {
+        Geometry { extended_l2: extended, ..self }
+    }
+
+    /// Whether entries of L2 tables are extended, and clusters divided into [`SUBCLUSTERS`].
+    pub const fn has_subclusters(&self) -> bool {
+        self.extended_l2
+    }
+
+    /// Bytes in a subcluster; in a cluster, where clusters are not divided.
+    pub const fn subcluster_size(&self) -> u64 {
+        if self.extended_l2 { 1 << (self.cluster_bits - SUBCLUSTER_COUNT_BITS) } else { self.cluster_size() }
+    }
+
+    /// Bytes in an entry of an L2 table.
+    pub const fn l2_entry_size(&self) -> u64 {
+        if self.extended_l2 { 2 * TABLE_ENTRY_SIZE } else { TABLE_ENTRY_SIZE }
     }
 
     /// log2 of the cluster size.
@@ -95,7 +123,7 @@ impl Geometry {
 
     /// log2 of [`Geometry::l2_entries`].
     pub const fn l2_bits(&self) -> u32 {
-        self.cluster_bits - TABLE_ENTRY_BITS
+        self.cluster_bits - TABLE_ENTRY_BITS - self.extended_l2 as u32
     }
 
     /// Guest bytes that one L2 table maps.
@@ -195,6 +223,16 @@ mod tests {
         assert!(Geometry::new(16, 7).is_err());
         assert!(Geometry::new(9, 0).is_ok());
         assert!(Geometry::new(21, 6).is_ok());
+    }
+
+    #[test]
+    fn extended_entries_halve_what_a_table_maps() {
+        let g = Geometry::new(16, 4).unwrap().with_extended_l2(true);
+        assert_eq!(g.l2_entries(), 4096);
+        assert_eq!(g.l2_coverage(), 256 << 20);
+        assert_eq!(g.subcluster_size(), 2048);
+        assert_eq!(g.l1_entries_for(1 << 30), 4);
+        assert_eq!(Geometry::new(16, 4).unwrap().subcluster_size(), 65536);
     }
 
     #[test]

@@ -18,6 +18,8 @@
 //! x             61    54    49    (offset bits above 55 must be 0 all the same)
 //! ```
 //!
+//! In images with extended entries a second word follows (`subclusters`), and bit 0 means nothing.
+//!
 //! Compressed bytes start anywhere and end somewhere in their last 512-byte sector; the decompressor knows where.
 
 use std::ops::RangeInclusive;
@@ -25,6 +27,7 @@ use std::ops::RangeInclusive;
 use super::address::{HostCluster, HostOffset};
 use super::geometry::Geometry;
 use super::header::Version;
+use super::subclusters::{Divided, Subclusters};
 
 /// Raw bit 63 of L1 and L2 entries.
 pub(super) const COPIED: u64 = 1 << 63;
@@ -118,6 +121,24 @@ pub enum L2Entry {
     Standard(Allocated),
     /// It is stored compressed.
     Compressed(CompressedRun),
+    /// Its subclusters are not all the same; only where entries are extended.
+    Divided(Divided),
+}
+
+/// An entry as it stands in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct RawL2Entry {
+    /// The first word.
+    pub descriptor: u64,
+    /// The second word; 0 where entries are not extended.
+    pub subclusters: u64,
+}
+
+impl From<u64> for RawL2Entry {
+    /// An entry that is not extended.
+    fn from(descriptor: u64) -> RawL2Entry {
+        RawL2Entry { descriptor, subclusters: 0 }
+    }
 }
 
 /// Why an L2 entry was refused.
@@ -141,6 +162,13 @@ pub enum L2EntryError {
         /// Where the entry points.
         host: u64,
     },
+    /// A second word that says two things of one subcluster, or speaks of data where there is no cluster, or of
+    /// subclusters of a compressed cluster.
+    #[error("the subclusters ({subclusters:#018x}) contradict each other or the cluster")]
+    Subclusters {
+        /// The second word.
+        subclusters: u64,
+    },
 }
 
 impl L2EntryError {
@@ -152,6 +180,7 @@ impl L2EntryError {
             L2EntryError::CompressedPastLimit { .. } => {
                 "the compressed cluster lies past the largest offset that an entry may name"
             }
+            L2EntryError::Subclusters { .. } => "its subclusters contradict each other or the cluster",
         }
     }
 }
@@ -161,11 +190,19 @@ impl L2Entry {
     pub const OFFSET_LIMIT: u64 = 1 << OFFSET_BITS;
 
     /// What an entry says. Reserved bits are passed over: see [`L2Entry::reserved_bits`].
-    pub fn decode(raw: u64, g: &Geometry, version: Version) -> Result<L2Entry, L2EntryError> {
+    pub fn decode(
+        raw: impl Into<RawL2Entry>,
+        g: &Geometry,
+        version: Version,
+    ) -> Result<L2Entry, L2EntryError> {
+        let RawL2Entry { descriptor: raw, subclusters } = raw.into();
         if raw & COMPRESSED != 0 {
+            if g.has_subclusters() && subclusters != 0 {
+                return Err(L2EntryError::Subclusters { subclusters });
+            }
             return decode_compressed(raw, *g).map(L2Entry::Compressed);
         }
-        let zero = raw & ZERO != 0;
+        let zero = raw & ZERO != 0 && !g.has_subclusters();
         if zero && version == Version::V2 {
             return Err(L2EntryError::ZeroInVersion2);
         }
@@ -175,31 +212,57 @@ impl L2Entry {
         }
         let allocated = Allocated { host: HostOffset(host), copied: raw & COPIED != 0 };
         // Offset 0 is the header's: it stands for "none" here, whatever the copied bit says.
-        Ok(match (zero, host != 0) {
-            (true, false) => L2Entry::Zero(None),
-            (true, true) => L2Entry::Zero(Some(allocated)),
-            (false, false) => L2Entry::Unallocated,
-            (false, true) => L2Entry::Standard(allocated),
+        let space = (host != 0).then_some(allocated);
+        if g.has_subclusters() {
+            return decode_extended(space, subclusters);
+        }
+        Ok(match (zero, space) {
+            (true, space) => L2Entry::Zero(space),
+            (false, None) => L2Entry::Unallocated,
+            (false, Some(allocated)) => L2Entry::Standard(allocated),
         })
+    }
+
+    /// The entry of a cluster with these subclusters, in its simplest form. Data needs a `space` to be in.
+    pub fn of_subclusters(space: Option<Allocated>, subclusters: Subclusters) -> L2Entry {
+        match (subclusters, space) {
+            (Subclusters::NONE, None) => L2Entry::Unallocated,
+            (Subclusters::ALL_ZERO, space) => L2Entry::Zero(space),
+            (Subclusters::ALL_DATA, Some(allocated)) => L2Entry::Standard(allocated),
+            (subclusters, space) => L2Entry::Divided(Divided { space, subclusters }),
+        }
+    }
+
+    /// What each subcluster is and the cluster in the file, if there is one; `None` for a compressed cluster.
+    pub fn subclusters(&self) -> Option<(Subclusters, Option<Allocated>)> {
+        match self {
+            L2Entry::Unallocated => Some((Subclusters::NONE, None)),
+            L2Entry::Zero(space) => Some((Subclusters::ALL_ZERO, *space)),
+            L2Entry::Standard(allocated) => Some((Subclusters::ALL_DATA, Some(*allocated))),
+            L2Entry::Divided(divided) => Some((divided.subclusters, divided.space)),
+            L2Entry::Compressed(_) => None,
+        }
+    }
+
+    /// The whole cluster in the file that the entry names.
+    pub fn space(&self) -> Option<Allocated> {
+        self.subclusters().and_then(|(_, space)| space)
     }
 
     /// The entry as it stands in the file. The offsets are below [`L2Entry::OFFSET_LIMIT`] or
     /// [`CompressedRun::offset_limit`].
-    pub fn encode(&self, g: &Geometry) -> u64 {
-        match self {
-            L2Entry::Unallocated => 0,
-            L2Entry::Zero(allocated) => ZERO | allocated.map_or(0, Allocated::bits),
-            L2Entry::Standard(allocated) => allocated.bits(),
-            L2Entry::Compressed(run) => {
-                let limit = CompressedRun::offset_limit(g);
-                debug_assert!(
-                    run.host.0 < limit && run.sectors <= max_sectors(*g),
-                    "no entry can name this run"
-                );
-                let sectors = run.sectors & max_sectors(*g);
-                COMPRESSED | sectors << compressed_offset_bits(*g) | (run.host.0 & limit.saturating_sub(1))
-            }
-        }
+    pub fn encode(&self, g: &Geometry) -> RawL2Entry {
+        let space = |space: &Option<Allocated>| space.map_or(0, Allocated::bits);
+        let (descriptor, subclusters) = match self {
+            L2Entry::Unallocated => (0, Subclusters::NONE),
+            L2Entry::Zero(kept) if g.has_subclusters() => (space(kept), Subclusters::ALL_ZERO),
+            L2Entry::Zero(kept) => (ZERO | space(kept), Subclusters::NONE),
+            L2Entry::Standard(allocated) => (allocated.bits(), Subclusters::ALL_DATA),
+            L2Entry::Compressed(run) => (encode_compressed(*run, *g), Subclusters::NONE),
+            L2Entry::Divided(divided) => (space(&divided.space), divided.subclusters),
+        };
+        let subclusters = if g.has_subclusters() { subclusters.encode() } else { 0 };
+        RawL2Entry { descriptor, subclusters }
     }
 
     /// Those of the bits reserved for this kind of entry that are set; an image that is in order has none. A
@@ -214,6 +277,23 @@ impl L2Entry {
         };
         raw & !(COPIED | OFFSET_MASK | zero)
     }
+}
+
+/// Entries that say the same of all subclusters are the same as without subclusters.
+fn decode_extended(space: Option<Allocated>, raw: u64) -> Result<L2Entry, L2EntryError> {
+    let contradiction = L2EntryError::Subclusters { subclusters: raw };
+    let subclusters = Subclusters::decode(raw).ok_or(contradiction)?;
+    if space.is_none() && subclusters.has_data() {
+        return Err(contradiction);
+    }
+    Ok(L2Entry::of_subclusters(space, subclusters))
+}
+
+fn encode_compressed(run: CompressedRun, g: Geometry) -> u64 {
+    let limit = CompressedRun::offset_limit(&g);
+    debug_assert!(run.host.0 < limit && run.sectors <= max_sectors(g), "no entry can name this run");
+    let sectors = run.sectors & max_sectors(g);
+    COMPRESSED | sectors << compressed_offset_bits(g) | (run.host.0 & limit.saturating_sub(1))
 }
 
 fn decode_compressed(raw: u64, g: Geometry) -> Result<CompressedRun, L2EntryError> {
@@ -307,6 +387,30 @@ mod tests {
         assert_eq!(error, L2EntryError::CompressedPastLimit { host: 1 << 56 });
     }
 
+    #[test]
+    fn extended_entries_say_what_each_subcluster_is() {
+        let g = geometry(16).with_extended_l2(true);
+        let space = Allocated { host: HostOffset(0x50000), copied: true };
+        let decode = |descriptor, subclusters| {
+            L2Entry::decode(RawL2Entry { descriptor, subclusters }, &g, Version::V3)
+        };
+        let named = COPIED | 0x50000;
+        assert_eq!(decode(0, 0), Ok(L2Entry::Unallocated));
+        assert_eq!(decode(0, u64::MAX << 32), Ok(L2Entry::Zero(None)));
+        assert_eq!(decode(named, u64::MAX << 32), Ok(L2Entry::Zero(Some(space))));
+        assert_eq!(decode(named, 0xffff_ffff), Ok(L2Entry::Standard(space)));
+        // Bit 0 of the first word means nothing here.
+        assert_eq!(decode(named | 1, 0xffff_ffff), Ok(L2Entry::Standard(space)));
+        for word in [0, 1, 1 << 32, 1 << 63 | 7] {
+            let entry = decode(named, word).unwrap();
+            assert!(matches!(entry, L2Entry::Divided(divided) if divided.space == Some(space)), "{entry:?}");
+            assert_eq!(entry.encode(&g), RawL2Entry { descriptor: named, subclusters: word });
+        }
+        for (descriptor, word) in [(0, 1), (named, 1 << 32 | 1), (COMPRESSED | 0x5000, 1)] {
+            assert_eq!(decode(descriptor, word), Err(L2EntryError::Subclusters { subclusters: word }));
+        }
+    }
+
     /// Four neighbours in an image of 4 KiB clusters that `qemu-img convert -c` made.
     #[test]
     fn compressed_entries_that_qemu_wrote_follow_each_other() {
@@ -321,7 +425,7 @@ mod tests {
         assert_eq!(runs[1].max_len(), 5 * 512 - 0xc5);
         assert_eq!(runs[1].clusters(&g), HostCluster(5)..=HostCluster(6));
         for (run, raw) in runs.into_iter().zip(raw) {
-            assert_eq!(L2Entry::Compressed(run).encode(&g), raw);
+            assert_eq!(L2Entry::Compressed(run).encode(&g), raw.into());
         }
         for pair in runs.windows(2) {
             let len = pair[1].host.0 - pair[0].host.0;
@@ -358,7 +462,7 @@ mod tests {
         ) {
             let raw = entry.encode(&g);
             prop_assert_eq!(L2Entry::decode(raw, &g, Version::V3), Ok(entry));
-            prop_assert_eq!(L2Entry::reserved_bits(raw, Version::V3), 0);
+            prop_assert_eq!(L2Entry::reserved_bits(raw.descriptor, Version::V3), 0);
             if !matches!(entry, L2Entry::Zero(_)) {
                 prop_assert_eq!(L2Entry::decode(raw, &g, Version::V2), Ok(entry));
             }
@@ -375,7 +479,7 @@ mod tests {
                     L2Entry::Standard(_) | L2Entry::Zero(Some(_)) => meaningful,
                     _ => meaningful & !COPIED,
                 };
-                prop_assert_eq!(entry.encode(&g), expected);
+                prop_assert_eq!(entry.encode(&g), expected.into());
             }
         }
 

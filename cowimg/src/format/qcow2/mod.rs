@@ -24,16 +24,19 @@ mod l2_entry;
 pub mod layout;
 pub mod refcounts;
 mod snapshot;
+mod subclusters;
 
 pub use address::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use bitmap::{BitmapDirectoryError, BitmapEntry};
 pub use extensions::{BitmapsExtension, Extension};
 pub use features::{Autoclear, Compatible, FeatureKind, FeatureNames, Incompatible, name_table_extension};
 pub use geometry::{
-    Geometry, GeometryError, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, TABLE_ENTRY_SIZE,
+    Geometry, GeometryError, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, SUBCLUSTERS,
+    TABLE_ENTRY_SIZE,
 };
 pub use header::{CompressionType, CryptMethod, Header, HeaderError, Version};
 pub use l1_entry::{L1Entry, L1EntryError};
-pub use l2_entry::{Allocated, CompressedRun, L2Entry, L2EntryError};
+pub use l2_entry::{Allocated, CompressedRun, L2Entry, L2EntryError, RawL2Entry};
 pub use refcounts::{RefcountTableEntryError, decode_refcount_table_entry};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotExtra};
+pub use subclusters::{Divided, SubclusterState, Subclusters};

@@ -179,7 +179,9 @@ impl<'a> L2Tables<'a> {
         if L2Entry::reserved_bits(entry.raw, Version::V3) != 0 {
             problem(ledger, L2Problem::ReservedBits);
         }
-        let (host, zero) = match L2Entry::decode(entry.raw, &self.subject.geometry, Version::V3) {
+        // The second words are looked at further down.
+        let undivided = self.subject.geometry.with_extended_l2(false);
+        let (host, zero) = match L2Entry::decode(entry.raw, &undivided, Version::V3) {
             Ok(L2Entry::Compressed(run)) => return self.compressed(ledger, table, entry, run),
             Err(L2EntryError::CompressedPastLimit { host }) => {
                 return self.compressed(
@@ -199,7 +201,7 @@ impl<'a> L2Tables<'a> {
             Ok(L2Entry::Unallocated) if self.subject.has_data_file() && entry.raw & COPIED != 0 => {
                 (Some(0), false)
             }
-            Ok(L2Entry::Unallocated) | Err(_) => (None, false),
+            Ok(L2Entry::Unallocated | L2Entry::Divided(_)) | Err(_) => (None, false),
         };
         if zero && version == Version::V2 {
             problem(ledger, L2Problem::ZeroInVersion2);

@@ -211,7 +211,8 @@ impl Header {
     /// The geometry that the header states. A header whose fields have been set out of bounds by hand, which
     /// [`Header::encode`] refuses, is taken to mean the nearest bound.
     pub fn geometry(&self) -> Geometry {
-        Geometry::clamped(self.cluster_bits, self.refcount_order)
+        let extended_l2 = self.incompatible.contains(Incompatible::EXTENDED_L2);
+        Geometry::clamped(self.cluster_bits, self.refcount_order).with_extended_l2(extended_l2)
     }
 
     fn extension(&self, kind: u32) -> Option<&[u8]> {

@@ -15,7 +15,8 @@ impl Header {
     /// Every check that the fields allow without the file. [`Header::decode`] and [`Header::encode`] do it; it is
     /// idempotent and cheap.
     pub(super) fn validate(&self) -> Result<(), HeaderError> {
-        let geometry = Geometry::new(self.cluster_bits, self.refcount_order)?;
+        let extended_l2 = self.incompatible.contains(Incompatible::EXTENDED_L2);
+        let geometry = Geometry::new(self.cluster_bits, self.refcount_order)?.with_extended_l2(extended_l2);
         self.check_version()?;
         self.check_features(geometry)?;
         self.check_tables(geometry)?;
@@ -45,8 +46,7 @@ impl Header {
     }
 
     fn check_features(&self, g: Geometry) -> Result<(), HeaderError> {
-        let extended_l2 = self.incompatible.contains(Incompatible::EXTENDED_L2);
-        if extended_l2 && self.cluster_bits < MIN_EXTENDED_L2_CLUSTER_BITS {
+        if g.has_subclusters() && self.cluster_bits < MIN_EXTENDED_L2_CLUSTER_BITS {
             return Err(HeaderError::SubclusterSize { cluster_size: g.cluster_size() });
         }
         let bit = self.incompatible.contains(Incompatible::COMPRESSION);
@@ -84,18 +84,11 @@ impl Header {
             limit: Header::MAX_L1_BYTES,
         };
         l1_table.check(g)?;
-        let needed = self.l1_entries_needed(g);
+        let needed = g.l1_entries_for(self.size);
         if u64::from(self.l1_entries) < needed {
             return Err(HeaderError::L1TooSmall { entries: self.l1_entries, needed, size: self.size });
         }
         Ok(())
-    }
-
-    /// Extended L2 entries have twice the size, so that an L2 table maps half as much. A size whose double does not
-    /// fit in 64 bits needs more entries than the limit either way.
-    fn l1_entries_needed(&self, g: Geometry) -> u64 {
-        let extended_l2 = self.incompatible.contains(Incompatible::EXTENDED_L2);
-        g.l1_entries_for(if extended_l2 { self.size.saturating_mul(2) } else { self.size })
     }
 
     fn check_bitmaps(&self, g: Geometry) -> Result<(), HeaderError> {

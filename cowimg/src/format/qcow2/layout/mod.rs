@@ -73,7 +73,7 @@ pub struct BackingName {
 pub struct FreshParams {
     /// Version of the format.
     pub version: Version,
-    /// Cluster size and refcount width.
+    /// Cluster size, refcount width, and whether L2 entries are extended.
     pub geometry: Geometry,
     /// Size of the guest's disk in bytes; rounded up to a multiple of 512.
     pub size: u64,
@@ -158,7 +158,7 @@ pub fn plan(params: &FreshParams) -> Result<FreshImage, LayoutError> {
     let clusters = geometry.clusters_for(size);
     let (mapping, data_area) = match params.preallocation {
         Preallocation::Off => (Mapping::default(), None),
-        Preallocation::Metadata => (Mapping::interleaved(&mut allocator, clusters)?, None),
+        Preallocation::Metadata => (Mapping::interleaved(&mut allocator, size)?, None),
         Preallocation::Falloc | Preallocation::Full => {
             let (mapping, area) = Mapping::contiguous(&mut allocator, clusters)?;
             (mapping, Some(area).filter(|area| !area.is_empty()))
@@ -181,7 +181,7 @@ impl FreshImage {
         &self.header
     }
 
-    /// Cluster size and refcount width.
+    /// Cluster size, refcount width, and whether L2 entries are extended.
     pub fn geometry(&self) -> Geometry {
         self.header.geometry()
     }
@@ -211,6 +211,8 @@ fn check_version(params: &FreshParams) -> Result<(), LayoutError> {
         "other compression than zlib"
     } else if params.geometry.refcount_order() != VERSION_2_REFCOUNT_ORDER {
         "refcounts of another width than 16 bits"
+    } else if params.geometry.has_subclusters() {
+        "extended L2 entries"
     } else {
         return Ok(());
     };
@@ -272,6 +274,9 @@ fn header(params: &FreshParams, size: u64) -> Header {
     };
     if params.compression != CompressionType::Deflate {
         header.incompatible = header.incompatible.with(Incompatible::COMPRESSION);
+    }
+    if geometry.has_subclusters() {
+        header.incompatible = header.incompatible.with(Incompatible::EXTENDED_L2);
     }
     if params.lazy_refcounts == LazyRefcounts::On {
         header.compatible = header.compatible.with(Compatible::LAZY_REFCOUNTS);

@@ -7,7 +7,7 @@ use super::allocator::{Allocation, RefcountTable};
 use super::preallocate::Mapping;
 use super::{FreshImage, index};
 use crate::format::qcow2::{
-    Allocated, Geometry, Header, HostCluster, HostOffset, L1Entry, L2Entry, TABLE_ENTRY_SIZE,
+    Allocated, Geometry, Header, HostCluster, HostOffset, L1Entry, L2Entry, Subclusters, TABLE_ENTRY_SIZE,
 };
 
 /// Most bytes of a piece; a multiple of every table entry's size.
@@ -173,7 +173,8 @@ fn fill(image: &FreshImage, part: Part, from: u64, buf: &mut [u8]) {
             );
         }
         Structure::L2(number) => {
-            fill_l2(&image.mapping, geometry, u64::from(number) * geometry.l2_entries() + first_entry, buf);
+            let first = u64::from(number) * geometry.l2_entries() + from / geometry.l2_entry_size();
+            fill_l2(&image.mapping, geometry, first, buf);
         }
     }
 }
@@ -251,7 +252,17 @@ fn fill_l2(mapping: &Mapping, geometry: Geometry, first: u64, buf: &mut [u8]) {
         let skipped = first.saturating_sub(run.guest);
         run.host + skipped..run.host + run.count
     });
-    fill_entries(buf, hosts.map(|host| L2Entry::Standard(allocated(geometry, host)).encode(&geometry)));
+    if geometry.has_subclusters() {
+        // Space alone: the backing file, if there is one, shows through until a subcluster is written.
+        let words = hosts.flat_map(|host| {
+            let entry = L2Entry::of_subclusters(Some(allocated(geometry, host)), Subclusters::NONE);
+            let raw = entry.encode(&geometry);
+            [raw.descriptor, raw.subclusters]
+        });
+        return fill_entries(buf, words);
+    }
+    let entry = |host| L2Entry::Standard(allocated(geometry, host)).encode(&geometry).descriptor;
+    fill_entries(buf, hosts.map(entry));
 }
 
 fn allocated(geometry: Geometry, cluster: u64) -> Allocated {

@@ -34,9 +34,13 @@ pub(super) struct Mapping {
     reason = "cluster numbers are below 2^55, as their offsets fit in 63 bits"
 )]
 impl Mapping {
-    /// Maps `clusters` guest clusters, one piece of the disk after the other: tables and data are mixed as they come.
-    pub(super) fn interleaved(allocator: &mut Allocator, clusters: u64) -> Result<Mapping, LayoutError> {
+    /// Maps a disk of `size` bytes, one piece of it after the other: tables and data are mixed as they come.
+    pub(super) fn interleaved(allocator: &mut Allocator, size: u64) -> Result<Mapping, LayoutError> {
         let geometry = allocator.geometry();
+        let clusters = geometry.clusters_for(size);
+        // Bytes of the last cluster that lie past the disk's last subcluster.
+        let used = geometry.offset_in_cluster(size).next_multiple_of(geometry.subcluster_size());
+        let unused = if used == 0 { 0 } else { geometry.cluster_size() - used };
         // Said now, not after a long search for the cluster that is one too many.
         allocator.check_end(clusters)?;
         let mut mapping = Mapping::default();
@@ -47,7 +51,8 @@ impl Mapping {
             guest += run.count;
             if guest == clusters {
                 // Only the end of the last run is made sure to be in the file.
-                allocator.note_written(run.host + run.count);
+                let end = geometry.host_offset(HostCluster(run.host + run.count)).get();
+                allocator.note_written_bytes(end - unused);
             }
         }
         Ok(mapping)
