@@ -115,6 +115,18 @@ pub enum ErrorKind {
         /// Who that is, where the host tells.
         holder: Option<LockHolder>,
     },
+    /// No snapshot is what was asked for.
+    #[error("the image has no snapshot with {wanted}")]
+    SnapshotNotFound {
+        /// What was asked for: `name "a"`, `id or name "a"`.
+        wanted: String,
+    },
+    /// A snapshot was to be made under a name that another one has.
+    #[error("the image has a snapshot with name {name:?} already")]
+    SnapshotExists {
+        /// The name.
+        name: String,
+    },
     /// The caller cancelled the job.
     #[error("cancelled")]
     Cancelled,

@@ -54,6 +54,7 @@ pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;
 pub use format::qcow2::layout::{LazyRefcounts, Preallocation, Subclusters};
 pub use format::qcow2::{CompressionType, Version};
+pub use qcow2::{NewSnapshot, SnapshotNames, SnapshotSelector};
 pub use range::ByteRange;
 pub use storage::Access;
 

@@ -10,12 +10,12 @@ use super::info::ImageInfo;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
 use crate::disk::{Disk, ZeroMode};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::probe::Format;
-use crate::format::qcow2::{CompressionType, Header};
+use crate::format::qcow2::{CompressionType, Header, Snapshot};
 use crate::qcow2::check::{CheckReport, check_storage};
-use crate::qcow2::{Qcow2, Qcow2Options};
+use crate::qcow2::{NewSnapshot, Qcow2, Qcow2Options, SnapshotSelector};
 use crate::range::ByteRange;
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
@@ -124,7 +124,7 @@ impl Image {
 
     /// Opens the engines from the bottom of the chain up: each receives the disk below it.
     fn assemble(top: Found, options: &OpenOptions) -> Result<Image> {
-        let layers = walk(top, options, Purpose::of(options.access))?;
+        let layers = walk(at_snapshot(top, options)?, options, Purpose::of(options.access))?;
         let mut below: Option<Engine> = None;
         for (depth, layer) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { Access::ReadOnly };
@@ -219,6 +219,44 @@ impl Image {
         })
     }
 
+    /// The internal snapshots, in the order of the image's table; a raw image has none.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        match &self.top {
+            Engine::Raw(_) => Ok(Vec::new()),
+            Engine::Qcow2(qcow2) => self.named(qcow2.snapshots()),
+        }
+    }
+
+    /// Takes an internal snapshot of the disk as it is, and says how it stands in the table. It is durable when the call
+    /// returns, and there whole or not at all after a crash.
+    ///
+    /// Threads may write meanwhile: the snapshot waits for calls that run and holds back those that come, so that it
+    /// holds every write that has returned and no part of a later one. No guest data is read or written for it.
+    pub fn create_snapshot(&self, new: &NewSnapshot) -> Result<Snapshot> {
+        self.named(self.snapshotted()?.create_snapshot(new))
+    }
+
+    /// Makes the disk what it was when a snapshot was taken, its size included; whole or not at all, and durable when
+    /// the call returns. What the disk holds now is gone, unless a snapshot has it. An image with bitmaps is refused:
+    /// they would say that nothing had changed.
+    pub fn apply_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
+        self.named(self.snapshotted()?.apply_snapshot(selector))
+    }
+
+    /// Deletes a snapshot, whole or not at all, durably, and gives the space that only it held back to the host.
+    pub fn delete_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
+        self.named(self.snapshotted()?.delete_snapshot(selector))
+    }
+
+    fn snapshotted(&self) -> Result<&Qcow2> {
+        match &self.top {
+            Engine::Qcow2(qcow2) => Ok(qcow2),
+            Engine::Raw(_) => {
+                self.named(Err(Error::unsupported("a raw image cannot hold snapshots: qcow2 images can")))
+            }
+        }
+    }
+
     /// Stores `packed`, the compressed bytes of the whole cluster at `offset`, which must be fewer than a cluster's. Only
     /// for qcow2 images; see [`crate::job::convert`] for the usual way.
     pub(crate) fn write_compressed(&self, packed: &[u8], offset: u64) -> Result<()> {
@@ -279,4 +317,29 @@ impl Image {
             None => error,
         })
     }
+}
+
+/// The image as it is, or as the snapshot that was asked for has it.
+fn at_snapshot(top: Found, options: &OpenOptions) -> Result<Found> {
+    let Some(selector) = &options.snapshot else { return Ok(top) };
+    let named = |error: Error| match &top.path {
+        Some(path) => error.at_path(path),
+        None => error,
+    };
+    if options.access == Access::ReadWrite {
+        return Err(named(Error::invalid(
+            "a snapshot can be read, not written: apply it to write on from it",
+        )));
+    }
+    let kind = match &top.kind {
+        Kind::Raw => {
+            let wanted = selector.to_string();
+            return Err(named(Error::new(ErrorKind::SnapshotNotFound { wanted })));
+        }
+        Kind::Qcow2(header) => {
+            let header = Qcow2::header_at_snapshot(&*top.storage, header, selector).map_err(named)?;
+            Kind::Qcow2(Box::new(header))
+        }
+    };
+    Ok(Found { kind, ..top })
 }

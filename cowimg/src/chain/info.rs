@@ -14,10 +14,8 @@ use crate::format::probe::Format;
 use crate::format::qcow2::{
     Autoclear, BitmapEntry, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
+use crate::qcow2::read_snapshots;
 use crate::storage::{Storage, StorageExt};
-
-/// The most bytes of snapshot table that are read.
-const MAX_SNAPSHOT_TABLE: u64 = 64 << 20;
 
 /// What one image file says of itself.
 #[derive(Debug, Clone)]
@@ -143,7 +141,10 @@ impl ImageInfo {
             backing: backing_info(found),
             dirty: header.is_some_and(|header| header.incompatible.contains(Incompatible::DIRTY)),
             encrypted: header.is_some_and(|header| header.crypt_method != CryptMethod::None),
-            snapshots: header.map_or_else(|| Ok(Vec::new()), |header| read_snapshots(storage, header))?,
+            snapshots: match header {
+                Some(header) => read_snapshots(storage, header)?.0,
+                None => Vec::new(),
+            },
             qcow2: header.map(|header| Qcow2Info::of(storage, header)).transpose()?,
         })
     }
@@ -197,24 +198,4 @@ fn read_bitmaps(storage: &dyn Storage, header: &Header) -> Result<Vec<BitmapInfo
         name: entry.name,
     };
     Ok(entries.into_iter().map(info).collect())
-}
-
-/// The snapshot table. It states no length, so that it is read in growing pieces until it decodes.
-fn read_snapshots(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
-    if header.snapshot_count == 0 {
-        return Ok(Vec::new());
-    }
-    let io = |error| Error::io("read the snapshot table", error);
-    let offset = header.snapshot_table.get();
-    let available = storage.len().map_err(io)?.saturating_sub(offset).min(MAX_SNAPSHOT_TABLE);
-    let mut len = available.min(64 << 10);
-    loop {
-        let mut bytes = vec![0; len as usize];
-        storage.read_exact_at(&mut bytes, offset).map_err(io)?;
-        match Snapshot::decode_table(&bytes, header.snapshot_count) {
-            Ok((snapshots, _)) => return Ok(snapshots),
-            Err(_) if len < available => len = available.min(len * 8),
-            Err(error) => return Err(Corruption::SnapshotTable(error.to_string()).into()),
-        }
-    }
 }

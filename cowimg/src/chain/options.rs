@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{FilePolicy, Image, LockMode, SyncMode};
 use crate::error::Result;
 use crate::format::probe::Format;
+use crate::qcow2::SnapshotSelector;
 use crate::storage::{Access, Storage};
 
 /// Memory for L2 tables and refcount blocks of each layer, unless a caller says otherwise: enough for the tables of
@@ -25,6 +26,7 @@ pub struct OpenOptions {
     pub(super) max_depth: usize,
     pub(super) sync: SyncMode,
     pub(super) lock: LockMode,
+    pub(super) snapshot: Option<SnapshotSelector>,
 }
 
 impl Default for OpenOptions {
@@ -37,6 +39,7 @@ impl Default for OpenOptions {
             max_depth: DEFAULT_MAX_DEPTH,
             sync: SyncMode::Always,
             lock: LockMode::Auto,
+            snapshot: None,
         }
     }
 }
@@ -84,6 +87,14 @@ impl OpenOptions {
     #[must_use]
     pub fn sync(mut self, mode: SyncMode) -> OpenOptions {
         self.sync = mode;
+        self
+    }
+
+    /// Opens the disk as an internal snapshot of it has it, for reading only; what lies below is the backing chain as it is
+    /// now. Only the image itself is seen so, not what is below it.
+    #[must_use]
+    pub fn snapshot(mut self, selector: SnapshotSelector) -> OpenOptions {
+        self.snapshot = Some(selector);
         self
     }
 

@@ -61,6 +61,7 @@ impl Qcow2 {
         if !in_bounds || packed.is_empty() || packed.len() as u64 >= cluster_size {
             return Err(Error::invalid("a compressed cluster is written whole, at a cluster boundary"));
         }
+        let _change = self.lock_change();
         self.begin_change()?;
         self.commit_if_due()?;
         let _in_flight = self.epochs.enter();

@@ -3,10 +3,12 @@
 //! * [`Epochs`]: every operation that does data I/O runs inside an epoch. A cluster that nothing refers to any
 //!   more is reused only when every operation that may still hold its offset has ended (rule W3 says when it may
 //!   be reused as far as the disk goes; this says when as far as memory goes).
+//!   A change of many tables at once closes the epochs: it waits for the operations that run, and those that come
+//!   wait for it.
 //! * [`ClusterLocks`]: an operation that changes a guest cluster's mapping holds that cluster. Reads, and writes
 //!   to clusters that stay where they are, take no such lock.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 /// Epoch-based reclamation with two slots: the current epoch's operations and the one before's.
@@ -14,18 +16,38 @@ use std::sync::{Condvar, Mutex, PoisonError};
 pub(super) struct Epochs {
     current: AtomicU64,
     active: [AtomicUsize; 2],
+    closed: AtomicBool,
+    /// Held to wait on `changed`, for operations to end or for the epochs to open.
+    door: Mutex<()>,
+    changed: Condvar,
 }
 
 /// An operation in flight; ends when dropped.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct EpochGuard<'a> {
-    slot: &'a AtomicUsize,
+    epochs: &'a Epochs,
+    slot: usize,
 }
 
 impl Drop for EpochGuard<'_> {
     fn drop(&mut self) {
-        self.slot.fetch_sub(1, SeqCst);
+        self.epochs.leave(self.slot);
+    }
+}
+
+/// No operation runs while this is held.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct ClosedEpochs<'a> {
+    epochs: &'a Epochs,
+}
+
+impl Drop for ClosedEpochs<'_> {
+    fn drop(&mut self) {
+        let _door = self.epochs.door.lock().unwrap_or_else(PoisonError::into_inner);
+        self.epochs.closed.store(false, SeqCst);
+        self.epochs.changed.notify_all();
     }
 }
 
@@ -34,14 +56,42 @@ impl Epochs {
     pub(super) fn enter(&self) -> EpochGuard<'_> {
         loop {
             let epoch = self.current.load(SeqCst);
-            let slot = &self.active[(epoch & 1) as usize];
-            slot.fetch_add(1, SeqCst);
+            let slot = (epoch & 1) as usize;
+            self.active[slot].fetch_add(1, SeqCst);
             // The epoch may have moved on between the two lines above; then this slot may have been found empty by
-            // `try_advance`, and being counted there would protect nothing.
-            if self.current.load(SeqCst) == epoch {
-                return EpochGuard { slot };
+            // `try_advance`, and being counted there would protect nothing. Nor may it be entered when it is closed:
+            // counted first and looked at second, so that either side sees the other.
+            let is_closed = self.closed.load(SeqCst);
+            if self.current.load(SeqCst) == epoch && !is_closed {
+                return EpochGuard { epochs: self, slot };
             }
-            slot.fetch_sub(1, SeqCst);
+            self.leave(slot);
+            if is_closed {
+                self.wait_while(|| self.closed.load(SeqCst));
+            }
+        }
+    }
+
+    /// Lets no operation start, and returns when those that run have ended. A caller is in no epoch itself, holds no
+    /// lock that an operation waits for, and is the only one who closes.
+    pub(super) fn close(&self) -> ClosedEpochs<'_> {
+        self.closed.store(true, SeqCst);
+        self.wait_while(|| self.active.iter().any(|slot| slot.load(SeqCst) > 0));
+        ClosedEpochs { epochs: self }
+    }
+
+    fn leave(&self, slot: usize) {
+        self.active[slot].fetch_sub(1, SeqCst);
+        if self.closed.load(SeqCst) {
+            let _door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+            self.changed.notify_all();
+        }
+    }
+
+    fn wait_while(&self, condition: impl Fn() -> bool) {
+        let mut door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+        while condition() {
+            door = self.changed.wait(door).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -132,6 +182,29 @@ mod tests {
         epochs.try_advance();
         let _later = epochs.enter();
         assert!(epochs.has_passed(retired));
+    }
+
+    #[test]
+    fn closed_epochs_wait_for_operations_and_operations_wait_for_them() {
+        let epochs = Epochs::default();
+        let operation = epochs.enter();
+        let (entered, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _closed = epochs.close();
+                closed.store(true, SeqCst);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                assert!(!entered.load(SeqCst), "an operation ran while the epochs were closed");
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!closed.load(SeqCst), "the epochs closed over a running operation");
+            drop(operation);
+            while !closed.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            let _operation = epochs.enter();
+            entered.store(true, SeqCst);
+        });
     }
 
     #[test]

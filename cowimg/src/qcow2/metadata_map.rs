@@ -3,7 +3,8 @@
 //! In a sound image this never finds anything: refcounts keep data and tables apart. A damaged or hostile image can
 //! have a refcount of 0 for a table, or an L2 entry that points at one; here it ends.
 //!
-//! Marked are the header, the refcount table and its blocks, the active L1 table and its L2 tables.
+//! Marked are the header, the refcount table and its blocks, the L1 tables, active and of snapshots, with their L2 tables,
+//! and the snapshot table.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -32,6 +33,18 @@ impl MetadataMap {
         if let Some(word) = words.get_mut((cluster / 64) as usize) {
             *word &= !(1 << (cluster % 64));
         }
+    }
+
+    /// The same marks, to be changed apart from these.
+    pub(super) fn fork(&self) -> MetadataMap {
+        let words = self.words.read().unwrap_or_else(PoisonError::into_inner).clone();
+        MetadataMap { words: RwLock::new(words) }
+    }
+
+    /// Takes over the marks of `other`.
+    pub(super) fn replace(&self, other: MetadataMap) {
+        let words = other.words.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.words.write().unwrap_or_else(PoisonError::into_inner) = words;
     }
 
     /// The first marked cluster among `count` from `first` on.

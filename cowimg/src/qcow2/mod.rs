@@ -12,6 +12,8 @@
 //! | `metadata`, `refcounts`, `allocator` | what the metadata lock protects |
 //! | `metadata_map` | keeps guest data off the tables |
 //! | `write_order` | the commit: rules W1-W5 and W9 |
+//! | `draft` | a change of many tables that happens whole or not at all |
+//! | `snapshots`, `snapshot_table` | internal snapshots |
 //! | `in_flight` | operations at the same time |
 //! | `failed` | rule W8 |
 //! | `header_update` | rules W5 and W7 |
@@ -19,20 +21,23 @@
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 1. guest cluster locks (`in_flight`), held over the I/O of an operation that changes mappings;
-//! 2. the commit lock: one commit, header update or resize at a time, held over its I/O;
-//! 3. the metadata lock, held for changes in memory and for loading refcount blocks;
-//! 4. the header lock, and the L1 lock;
-//! 5. a shard of the table cache, held while a slice is loaded.
+//! 1. the change lock: shared by every call that changes the disk, for as long as it runs; alone for what concerns the
+//!    whole disk (a snapshot, a resize), which so has a place in the order of changes;
+//! 2. guest cluster locks (`in_flight`), held over the I/O of an operation that changes mappings;
+//! 3. the commit lock: one commit, header update or resize at a time, held over its I/O;
+//! 4. the metadata lock, held for changes in memory and for loading refcount blocks;
+//! 5. the header lock, and the L1 lock;
+//! 6. a shard of the table cache, held while a slice is loaded.
 //!
 //! An operation enters its epoch before it looks at any mapping and leaves it when its I/O is done. It waits for no
-//! commit inside.
+//! commit inside. Whoever closes the epochs holds the commit lock and not the metadata lock.
 
 mod allocator;
 pub(crate) mod check;
 mod compressed;
 mod create;
 mod divided;
+mod draft;
 mod extents;
 mod failed;
 mod header_update;
@@ -45,16 +50,21 @@ mod plan;
 mod read;
 mod refcounts;
 mod resize;
+mod snapshot_table;
+mod snapshots;
 mod table_cache;
 mod write;
 mod write_order;
 mod zero;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use create::{create, write_every_byte};
 pub(crate) use open::Qcow2Options;
+pub use snapshot_table::SnapshotSelector;
+pub(crate) use snapshot_table::read_snapshots;
+pub use snapshots::{NewSnapshot, SnapshotNames};
 
 use crate::disk::{Disk, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
@@ -94,6 +104,7 @@ pub(crate) struct Qcow2 {
     meta: Mutex<Metadata>,
     /// Filled only when the image is open for writing.
     metadata_map: MetadataMap,
+    change_lock: RwLock<()>,
     commit_lock: Mutex<()>,
     cluster_locks: ClusterLocks,
     epochs: Epochs,
@@ -149,6 +160,16 @@ impl Qcow2 {
         self.commit_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Held by a call that changes the disk.
+    fn lock_change(&self) -> RwLockReadGuard<'_, ()> {
+        self.change_lock.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held by a call that concerns the whole disk: no other change runs meanwhile.
+    fn lock_all_changes(&self) -> RwLockWriteGuard<'_, ()> {
+        self.change_lock.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_header(&self) -> MutexGuard<'_, Header> {
         self.header.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,16 +200,19 @@ impl Disk for Qcow2 {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let _change = self.lock_change();
         self.check_bounds(offset, buf.len() as u64)?;
         self.write(buf, offset)
     }
 
     fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
+        let _change = self.lock_change();
         self.check_bounds(range.start(), range.len())?;
         self.zero(range, mode)
     }
 
     fn discard(&self, range: ByteRange) -> Result<()> {
+        let _change = self.lock_change();
         self.check_bounds(range.start(), range.len())?;
         self.discard_range(range)
     }

@@ -1,5 +1,6 @@
 //! From a storage to an engine, and what is refused on the way, by name.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -10,6 +11,7 @@ use super::l1_table::L1Table;
 use super::metadata::Metadata;
 use super::metadata_map::MetadataMap;
 use super::refcounts::Refcounts;
+use super::snapshot_table::read_snapshots;
 use super::table_cache::{MAX_SLICE_BYTES, TableCache};
 use super::{Mode, Qcow2};
 use crate::corruption::Corruption;
@@ -74,7 +76,11 @@ impl Qcow2 {
         let meta = load_metadata(&*storage, &header, geometry, mode, options.cache_bytes / 5)?;
         let metadata_map = match mode {
             Mode::ReadOnly => MetadataMap::default(),
-            Mode::ReadWrite => map_metadata(&l1, &meta, geometry, &*storage)?,
+            Mode::ReadWrite => {
+                let map = map_metadata(&l1, &meta, geometry, &*storage)?;
+                map_snapshots(&map, &header, &*storage)?;
+                map
+            }
         };
         let slice_bytes = geometry.cluster_size().min(MAX_SLICE_BYTES);
         Ok(Qcow2 {
@@ -89,6 +95,7 @@ impl Qcow2 {
             slices: TableCache::new(options.cache_bytes / 5 * 4, slice_bytes),
             meta: Mutex::new(meta),
             metadata_map,
+            change_lock: RwLock::new(()),
             commit_lock: Mutex::new(()),
             cluster_locks: ClusterLocks::default(),
             epochs: Epochs::default(),
@@ -152,6 +159,37 @@ fn map_metadata(
         }
     }
     Ok(map)
+}
+
+/// Marks the tables of snapshots. One that lies past the end of the file is lost already, and so nothing to protect.
+fn map_snapshots(map: &MetadataMap, header: &Header, storage: &dyn Storage) -> Result<()> {
+    let geometry = header.geometry();
+    let (snapshots, table_len) = read_snapshots(storage, header)?;
+    let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+    let mark = |host: HostOffset, bytes: u64| {
+        let end = host.get().saturating_add(bytes).min(file_len);
+        if host.get() < end {
+            map.mark(geometry.host_cluster(host).get(), geometry.clusters_for(end - host.get()));
+        }
+    };
+    mark(header.snapshot_table, table_len);
+    let places: BTreeSet<(u64, u32)> =
+        snapshots.iter().map(|snapshot| (snapshot.l1_table.get(), snapshot.l1_entries)).collect();
+    for (l1_table, l1_entries) in places {
+        let bytes = u64::from(l1_entries) * 8;
+        mark(HostOffset(l1_table), bytes);
+        let within = bytes.min(Header::MAX_L1_BYTES).min(file_len.saturating_sub(l1_table));
+        let mut entries = vec![0; within as usize];
+        storage
+            .read_padded_at(&mut entries, l1_table)
+            .map_err(|error| Error::io("read a snapshot's L1 table", error))?;
+        for raw in entries.as_chunks::<8>().0 {
+            if let Ok(L1Entry { table: Some(table) }) = L1Entry::decode(u64::from_be_bytes(*raw), &geometry) {
+                mark(table.host, 1);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What this version cannot read without mistaking it for something else.

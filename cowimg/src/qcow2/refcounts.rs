@@ -144,6 +144,42 @@ impl Refcounts {
         Ok(left)
     }
 
+    /// Changes the refcounts of `count` clusters from `first` on, whose blocks exist and none of which is free. Whether
+    /// any of them is free now.
+    pub(super) fn change_run(
+        &mut self,
+        storage: &dyn Storage,
+        (first, count): (HostCluster, u64),
+        change: Change,
+    ) -> Result<bool> {
+        let mut frees = false;
+        for cluster in first.get()..first.get() + count {
+            let cluster = HostCluster(cluster);
+            let refcount = self.get(storage, cluster)?;
+            let host = self.geometry.host_offset(cluster).get();
+            if refcount == 0 {
+                return Err(Corruption::Refcount { host, refcount }.into());
+            }
+            let changed = match change {
+                Change::OneMore if refcount == self.geometry.refcount_max() => return Err(self.full(host)),
+                Change::OneMore => refcount + 1,
+                Change::OneFewer => refcount - 1,
+            };
+            frees |= changed == 0;
+            self.set(storage, cluster, changed)?;
+        }
+        Ok(frees)
+    }
+
+    fn full(&self, host: u64) -> Error {
+        Error::unsupported(format!(
+            "the cluster at file offset {host:#x} has {} references, the most that the image can count with \
+             refcount_bits={}",
+            self.geometry.refcount_max(),
+            self.geometry.refcount_bits()
+        ))
+    }
+
     /// The next run of clusters with refcount 0 at or after `from`, within one block's region, and whether that
     /// region has no block yet.
     pub(super) fn find_free_run(
@@ -211,11 +247,55 @@ impl Refcounts {
         Ok(())
     }
 
+    /// The same refcounts, read from the file anew: both are right as long as neither has changed anything.
+    pub(super) fn fork(&self) -> Refcounts {
+        Refcounts {
+            geometry: self.geometry,
+            table: self.table.clone(),
+            table_offset: self.table_offset,
+            table_clusters: self.table_clusters,
+            dirty_table_sectors: BTreeSet::new(),
+            blocks: HashMap::new(),
+            clock: VecDeque::new(),
+            max_blocks: self.max_blocks,
+        }
+    }
+
+    /// Says that the block at `table_index` is to be stored in `at`, where nothing counts it yet; makes it if it is
+    /// missing. Returns where it was.
+    pub(super) fn move_block(
+        &mut self,
+        storage: &dyn Storage,
+        table_index: u64,
+        at: HostCluster,
+    ) -> Result<Option<HostOffset>> {
+        if !self.has_block(table_index) {
+            self.create_block(storage, table_index, at)?;
+            let own = self.geometry.refcount_table_index(at) == table_index;
+            if own {
+                self.set(storage, at, 0)?;
+            }
+            return Ok(None);
+        }
+        let whole = 0..self.geometry.cluster_size() as usize;
+        let Some(block) = self.block(storage, table_index)? else { return Ok(None) };
+        block.dirty = Some(whole);
+        let index = table_index as usize;
+        let old = std::mem::replace(&mut self.table[index], self.geometry.host_offset(at).get());
+        self.dirty_table_sectors.insert(index * 8 / SECTOR);
+        Ok(Some(HostOffset(old)))
+    }
+
     /// Entries that the table must have room for in the file, when that is more than it has.
     pub(super) fn table_needs_room(&self) -> Option<u64> {
         let room = self.table_clusters * self.geometry.cluster_size() / 8;
         let needed = self.table.len() as u64;
         (needed > room).then_some(needed)
+    }
+
+    /// Entries of the table in memory.
+    pub(super) fn entries(&self) -> u64 {
+        self.table.len() as u64
     }
 
     /// Says that the table now stands at `offset`, in `clusters` clusters; every part of it is to be written there.
@@ -239,16 +319,22 @@ impl Refcounts {
         self.blocks.len() > self.max_blocks * 2
     }
 
-    /// Everything that the file does not have yet; from here on it counts as clean.
-    pub(super) fn take_dirty(&mut self) -> DirtyRefcounts {
-        let mut dirty = DirtyRefcounts::default();
+    /// The parts of blocks that the file does not have yet; from here on they count as clean.
+    pub(super) fn take_dirty_blocks(&mut self) -> Vec<(HostOffset, Vec<u8>)> {
+        let mut dirty = Vec::new();
         for (&index, block) in &mut self.blocks {
             if let Some(range) = block.dirty.take() {
                 let offset = self.table[index as usize] + range.start as u64;
-                dirty.blocks.push((HostOffset(offset), block.bytes[range].to_vec()));
+                dirty.push((HostOffset(offset), block.bytes[range].to_vec()));
             }
         }
-        dirty.blocks.sort_by_key(|(offset, _)| *offset);
+        dirty.sort_by_key(|(offset, _)| *offset);
+        dirty
+    }
+
+    /// Everything that the file does not have yet; from here on it counts as clean.
+    pub(super) fn take_dirty(&mut self) -> DirtyRefcounts {
+        let mut dirty = DirtyRefcounts { blocks: self.take_dirty_blocks(), table: Vec::new() };
         for sector in std::mem::take(&mut self.dirty_table_sectors) {
             let first = sector * SECTOR / 8;
             let entries = &self.table[first..(first + SECTOR / 8).min(self.table.len())];
@@ -308,6 +394,15 @@ impl Refcounts {
             .map_err(|error| Error::io("read a refcount block", error))?;
         Ok(Some(Block { bytes, dirty: None, used: true }))
     }
+}
+
+/// What becomes of a refcount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// A reference came.
+    OneMore,
+    /// A reference went.
+    OneFewer,
 }
 
 /// Whether the region of a run has a refcount block.

@@ -106,6 +106,13 @@ impl TableCache {
         }
     }
 
+    /// Drops every slice: the tables have changed beneath. No slice is dirty and nobody holds one.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            *shard.lock().unwrap_or_else(PoisonError::into_inner) = Shard::default();
+        }
+    }
+
     /// Slices that fit.
     pub(super) fn capacity(&self) -> usize {
         self.slices_per_shard.saturating_mul(self.shards.len())

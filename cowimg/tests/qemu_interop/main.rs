@@ -26,4 +26,5 @@ mod measured;
 mod refused;
 mod resized;
 mod snapshots;
+mod snapshots_taken;
 mod written_by_qemu;

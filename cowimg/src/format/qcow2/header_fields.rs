@@ -2,8 +2,10 @@
 //!
 //! | bytes | fields | changes |
 //! |---|---|---|
+//! | 24..72 | all of the table's next three lines | a change of many tables at once (a snapshot) |
 //! | 24..48 | size, crypt_method, l1_size, l1_table_offset | resize |
 //! | 48..60 | refcount_table_offset, refcount_table_clusters | the refcount table moves |
+//! | 60..72 | nb_snapshots, snapshots_offset | with the above |
 //! | 88..96 | autoclear_features | before the first change of an image |
 
 use super::address::HostOffset;
@@ -27,6 +29,15 @@ pub fn refcount_table(offset: HostOffset, clusters: u32) -> FieldWrite {
     let mut bytes = offset.get().to_be_bytes().to_vec();
     bytes.extend(clusters.to_be_bytes());
     (48, bytes)
+}
+
+/// The fields that say how large the disk is and where all tables stand.
+pub fn size_and_tables(header: &Header) -> FieldWrite {
+    let (start, mut bytes) = size_and_l1_table(header);
+    bytes.extend(refcount_table(header.refcount_table, header.refcount_table_clusters).1);
+    bytes.extend(header.snapshot_count.to_be_bytes());
+    bytes.extend(header.snapshot_table.get().to_be_bytes());
+    (start, bytes)
 }
 
 /// The autoclear feature bits (version 3 only).

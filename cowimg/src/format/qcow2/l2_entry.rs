@@ -134,6 +134,15 @@ pub struct RawL2Entry {
     pub subclusters: u64,
 }
 
+impl RawL2Entry {
+    /// The same entry with the copied flag as stated. Only for entries that name a whole cluster.
+    #[must_use]
+    pub const fn with_copied(self, copied: bool) -> RawL2Entry {
+        let descriptor = if copied { self.descriptor | COPIED } else { self.descriptor & !COPIED };
+        RawL2Entry { descriptor, ..self }
+    }
+}
+
 impl From<u64> for RawL2Entry {
     /// An entry that is not extended.
     fn from(descriptor: u64) -> RawL2Entry {

@@ -1,0 +1,198 @@
+//! Snapshots that the library takes, applies and deletes, in turns with real `qemu-img`, against a model of every one.
+
+use std::path::PathBuf;
+
+use cowimg::{Image, NewSnapshot, SnapshotSelector};
+
+use crate::model::{Model, Operations};
+use crate::qemu_tools::{self, assert_same_bytes};
+use crate::seeded::noise;
+use crate::subject::{self, Discarded};
+
+const SIZE: u64 = 2 * 1024 * 1024 + 1536;
+
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    cluster: u64,
+    refcount_bits: u32,
+    compat: &'static str,
+    /// Words of `qemu-img convert`: compressed or not.
+    convert: &'static str,
+}
+
+const MADE: [Made; 8] = [
+    Made { cluster: 512, refcount_bits: 16, compat: "1.1", convert: "convert" },
+    Made { cluster: 512, refcount_bits: 64, compat: "1.1", convert: "convert" },
+    Made { cluster: 4096, refcount_bits: 16, compat: "0.10", convert: "convert -c" },
+    Made { cluster: 4096, refcount_bits: 8, compat: "1.1", convert: "convert" },
+    Made { cluster: 65536, refcount_bits: 16, compat: "1.1", convert: "convert -c" },
+    Made { cluster: 65536, refcount_bits: 4, compat: "1.1", convert: "convert" },
+    Made { cluster: 65536, refcount_bits: 32, compat: "0.10", convert: "convert" },
+    Made { cluster: 2097152, refcount_bits: 16, compat: "1.1", convert: "convert" },
+];
+
+/// Who does the next thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hand {
+    Ours,
+    Qemus,
+}
+
+/// An image, and what it and its snapshots should hold.
+struct Bench {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    disk: Model,
+    snapshots: Vec<(String, Model)>,
+    operations: Operations,
+    cluster: u64,
+    taken: usize,
+}
+
+impl Bench {
+    fn new(made: Made) -> Bench {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let (raw, path) = (folder.path().join("source.raw"), folder.path().join("image.qcow2"));
+        let mut bytes = noise(5, SIZE as usize);
+        bytes[300_000..700_000].fill(0);
+        bytes[1_000_000..1_600_000].fill(0x33);
+        std::fs::write(&raw, &bytes).expect("the source can be written");
+        let Made { cluster, refcount_bits, compat, convert } = made;
+        // Version 2 has refcounts of 16 bits only.
+        let bits = if compat == "0.10" { 16 } else { refcount_bits };
+        qemu_tools::img(
+            &format!(
+                "{convert} -f raw -O qcow2 -o cluster_size={cluster},refcount_bits={bits},compat={compat}"
+            ),
+            &[&raw, &path],
+        );
+        Bench {
+            _folder: folder,
+            path,
+            disk: Model::holding(bytes),
+            snapshots: Vec::new(),
+            operations: Operations::new(format!("snapshots taken {made:?}"), SIZE, cluster),
+            cluster,
+            taken: 0,
+        }
+    }
+
+    fn write(&mut self) {
+        let image = subject::open_writable(&self.path);
+        self.write_through(&image, 12);
+        image.close().expect("the image closes");
+    }
+
+    fn write_through(&mut self, image: &Image, calls: usize) {
+        for _ in 0..calls {
+            let rule = (Discarded::Zero, self.cluster);
+            subject::apply(image, &mut self.disk, self.operations.next(), rule);
+        }
+    }
+
+    fn take(&mut self, hand: Hand) {
+        self.taken += 1;
+        let name = format!("s{}", self.taken);
+        match hand {
+            Hand::Qemus => drop(qemu_tools::img(&format!("snapshot -c {name}"), &[&self.path])),
+            Hand::Ours => {
+                let image = subject::open_writable(&self.path);
+                // With changes in memory on both sides of it.
+                self.write_through(&image, 3);
+                let made = image.create_snapshot(&named(&name)).expect("the snapshot is taken");
+                assert_eq!(made.name, name.as_bytes());
+                self.snapshots.push((name, self.disk.clone()));
+                self.write_through(&image, 3);
+                image.close().expect("the image closes");
+                return;
+            }
+        }
+        self.snapshots.push((name, self.disk.clone()));
+    }
+
+    fn apply(&mut self, hand: Hand) {
+        let Some(which) = self.pick() else { return };
+        let (name, model) = self.snapshots[which].clone();
+        match hand {
+            Hand::Qemus => drop(qemu_tools::img(&format!("snapshot -a {name}"), &[&self.path])),
+            Hand::Ours => {
+                let image = subject::open_writable(&self.path);
+                self.write_through(&image, 3);
+                image.apply_snapshot(&by_name(&name)).expect("the snapshot is applied");
+                assert_same_bytes(&subject::content_of(&image), model.bytes(), &format!("applied {name}"));
+                self.disk = model;
+                self.write_through(&image, 3);
+                image.close().expect("the image closes");
+                return;
+            }
+        }
+        self.disk = model;
+    }
+
+    fn delete(&mut self, hand: Hand) {
+        let Some(which) = self.pick() else { return };
+        let (name, _) = self.snapshots.remove(which);
+        match hand {
+            Hand::Qemus => drop(qemu_tools::img(&format!("snapshot -d {name}"), &[&self.path])),
+            Hand::Ours => {
+                let image = subject::open_writable(&self.path);
+                self.write_through(&image, 3);
+                image.delete_snapshot(&by_name(&name)).expect("the snapshot is deleted");
+                self.write_through(&image, 3);
+                image.close().expect("the image closes");
+            }
+        }
+    }
+
+    fn pick(&mut self) -> Option<usize> {
+        let count = self.snapshots.len() as u64;
+        (count > 0).then(|| self.operations.rng().below(count) as usize)
+    }
+
+    fn assert_all_as_it_should_be(&self) {
+        subject::assert_agreement(&self.path, &self.disk);
+        qemu_tools::assert_check_clean(&self.path);
+        let image = subject::open(&self.path);
+        let names: Vec<_> = image.snapshots().expect("the snapshots are listed");
+        let names: Vec<_> = names.iter().map(|s| String::from_utf8_lossy(&s.name).into_owned()).collect();
+        let expected: Vec<_> = self.snapshots.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(names, expected);
+        for (name, model) in &self.snapshots {
+            let theirs = qemu_tools::snapshot_content(&self.path, name);
+            assert_same_bytes(&theirs, model.bytes(), &format!("QEMU's view of {name}"));
+            let view = Image::options().snapshot(by_name(name)).open(&self.path).expect("the view opens");
+            assert_same_bytes(&subject::content_of(&view), model.bytes(), &format!("our view of {name}"));
+        }
+    }
+}
+
+fn named(name: &str) -> NewSnapshot {
+    NewSnapshot { name: name.into(), date_sec: 1_700_000_000, ..NewSnapshot::default() }
+}
+
+fn by_name(name: &str) -> SnapshotSelector {
+    SnapshotSelector::Name(name.into())
+}
+
+#[test]
+fn snapshots_taken_applied_and_deleted_in_turns_with_qemu_hold_what_they_should() {
+    for made in MADE {
+        let mut bench = Bench::new(made);
+        for step in 0..18 {
+            let hand = if bench.operations.rng().below(3) == 0 { Hand::Qemus } else { Hand::Ours };
+            match bench.operations.rng().below(8) {
+                0..=2 if bench.snapshots.len() < 4 => bench.take(hand),
+                3..=4 => bench.apply(hand),
+                5 => bench.delete(hand),
+                _ => bench.write(),
+            }
+            if step % 3 == 2 {
+                bench.assert_all_as_it_should_be();
+            }
+        }
+        while !bench.snapshots.is_empty() {
+            bench.delete(Hand::Ours);
+        }
+        bench.assert_all_as_it_should_be();
+    }
+}
