@@ -155,7 +155,7 @@ impl Qcow2 {
             return Err(damaged(format!("a snapshot's L1 table is too small for its disk of {size} bytes")));
         }
         let (l1_table, l1_entries) = (snapshot.l1_table, snapshot.l1_entries);
-        Ok(Header { size, l1_table, l1_entries, ..header.clone() })
+        Ok(Header { size, l1_entries, l1_table, ..header.clone() })
     }
 
     /// Runs `change` while no other change of the disk, no commit and no read runs.
