@@ -298,7 +298,7 @@ fn change_references(draft: &mut Draft<'_>, l1: &[u64], change: Change) -> Resul
             let guest = geometry.guest_offset(GuestCluster(first + nth as u64)).get();
             let entry = L2Entry::decode(entry, &geometry, version).map_err(|error| Corruption::L2Entry {
                 guest,
-                entry,
+                entry: entry.descriptor,
                 why: error.why(),
             })?;
             draft.change_entry(&entry, guest, change)?;

@@ -16,19 +16,23 @@ struct Made {
     cluster: u64,
     refcount_bits: u32,
     compat: &'static str,
+    /// "on" for entries with subclusters.
+    extended_l2: &'static str,
     /// Words of `qemu-img convert`: compressed or not.
     convert: &'static str,
 }
 
-const MADE: [Made; 8] = [
-    Made { cluster: 512, refcount_bits: 16, compat: "1.1", convert: "convert" },
-    Made { cluster: 512, refcount_bits: 64, compat: "1.1", convert: "convert" },
-    Made { cluster: 4096, refcount_bits: 16, compat: "0.10", convert: "convert -c" },
-    Made { cluster: 4096, refcount_bits: 8, compat: "1.1", convert: "convert" },
-    Made { cluster: 65536, refcount_bits: 16, compat: "1.1", convert: "convert -c" },
-    Made { cluster: 65536, refcount_bits: 4, compat: "1.1", convert: "convert" },
-    Made { cluster: 65536, refcount_bits: 32, compat: "0.10", convert: "convert" },
-    Made { cluster: 2097152, refcount_bits: 16, compat: "1.1", convert: "convert" },
+const MADE: [Made; 10] = [
+    Made { cluster: 512, refcount_bits: 16, compat: "1.1", extended_l2: "off", convert: "convert" },
+    Made { cluster: 512, refcount_bits: 64, compat: "1.1", extended_l2: "off", convert: "convert" },
+    Made { cluster: 4096, refcount_bits: 16, compat: "0.10", extended_l2: "off", convert: "convert -c" },
+    Made { cluster: 4096, refcount_bits: 8, compat: "1.1", extended_l2: "off", convert: "convert" },
+    Made { cluster: 65536, refcount_bits: 16, compat: "1.1", extended_l2: "off", convert: "convert -c" },
+    Made { cluster: 65536, refcount_bits: 4, compat: "1.1", extended_l2: "off", convert: "convert" },
+    Made { cluster: 65536, refcount_bits: 32, compat: "0.10", extended_l2: "off", convert: "convert" },
+    Made { cluster: 2097152, refcount_bits: 16, compat: "1.1", extended_l2: "off", convert: "convert" },
+    Made { cluster: 16384, refcount_bits: 16, compat: "1.1", extended_l2: "on", convert: "convert" },
+    Made { cluster: 65536, refcount_bits: 16, compat: "1.1", extended_l2: "on", convert: "convert -c" },
 ];
 
 /// Who does the next thing.
@@ -57,12 +61,12 @@ impl Bench {
         bytes[300_000..700_000].fill(0);
         bytes[1_000_000..1_600_000].fill(0x33);
         std::fs::write(&raw, &bytes).expect("the source can be written");
-        let Made { cluster, refcount_bits, compat, convert } = made;
+        let Made { cluster, refcount_bits, compat, extended_l2, convert } = made;
         // Version 2 has refcounts of 16 bits only.
         let bits = if compat == "0.10" { 16 } else { refcount_bits };
         qemu_tools::img(
             &format!(
-                "{convert} -f raw -O qcow2 -o cluster_size={cluster},refcount_bits={bits},compat={compat}"
+                "{convert} -f raw -O qcow2 -o cluster_size={cluster},refcount_bits={bits},compat={compat},extended_l2={extended_l2}"
             ),
             &[&raw, &path],
         );
