@@ -10,6 +10,7 @@ pub(crate) mod format_options;
 pub(crate) mod image;
 pub(crate) mod key_values;
 pub(crate) mod size;
+pub(crate) mod snapshot;
 
 /// An image that a command reads.
 #[derive(Debug, clap::Args)]
