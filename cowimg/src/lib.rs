@@ -52,7 +52,7 @@ pub use disk::{Disk, ZeroMode};
 pub use error::{Error, ErrorKind, LockConflict, LockHolder, Result};
 pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;
-pub use format::qcow2::layout::{LazyRefcounts, Preallocation, Subclusters};
+pub use format::qcow2::layout::{LazyRefcounts, Preallocation};
 pub use format::qcow2::{CompressionType, Version};
 pub use qcow2::{NewSnapshot, SnapshotNames, SnapshotSelector};
 pub use range::ByteRange;

@@ -3,11 +3,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::range::ByteRange;
 
 /// Told how much of a job is done. Called often, from any of the job's threads: it must be quick.
 pub trait Progress: Send + Sync {
     /// `done` of `total` bytes of work are finished.
     fn advanced(&self, done: u64, total: u64);
+
+    /// `range` of a source's disk could not be read, for this reason, and is taken for zeroes. Only jobs that were told to go
+    /// on over errors say so.
+    fn unreadable(&self, range: ByteRange, error: &Error) {
+        let _ = (range, error);
+    }
 }
 
 /// What a caller can do with a running job: hear of its progress, and cancel it.

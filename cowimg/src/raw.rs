@@ -42,6 +42,13 @@ impl Raw {
         Ok(())
     }
 
+    /// Writes to `range` what `source` has from `from` on.
+    pub(crate) fn copy_from(&self, source: &dyn Storage, from: u64, range: ByteRange) -> Result<()> {
+        self.check_bounds(range.start(), range.len())?;
+        self.check_writable()?;
+        self.storage.copy_from(source, from, range).map_err(|error| Error::io("copy guest data", error))
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::new(ErrorKind::ReadOnly)) }
     }

@@ -85,6 +85,11 @@ impl Layer {
         self.found.kind.format()
     }
 
+    /// The file's bytes.
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.found.storage
+    }
+
     /// What the file is, with its header.
     pub(super) fn kind(&self) -> &Kind {
         &self.found.kind
@@ -255,6 +260,15 @@ impl Image {
                 self.named(Err(Error::unsupported("a raw image cannot hold snapshots: qcow2 images can")))
             }
         }
+    }
+
+    /// Writes to `range` what `source` has from `from` on. The host copies where it can, and may let both files share the
+    /// space; what lies past the end of `source` is zeroes.
+    pub(crate) fn copy_from(&self, source: &dyn Storage, from: u64, range: ByteRange) -> Result<()> {
+        self.named(match &self.top {
+            Engine::Raw(raw) => raw.copy_from(source, from, range),
+            Engine::Qcow2(qcow2) => qcow2.copy_from(source, from, range),
+        })
     }
 
     /// Stores `packed`, the compressed bytes of the whole cluster at `offset`, which must be fewer than a cluster's. Only

@@ -3,7 +3,7 @@
 use crate::chain::{BitmapInfo, CreateOptions, Image};
 use crate::error::{Error, Result};
 use crate::format::probe::Format;
-use crate::format::qcow2::layout::{Preallocation, Subclusters, check_disk_size, full_size};
+use crate::format::qcow2::layout::{Preallocation, check_disk_size, full_size};
 use crate::format::qcow2::{Geometry, Version};
 use crate::progress::Control;
 use crate::range::ByteRange;
@@ -32,8 +32,8 @@ pub struct MeasureTarget {
     pub cluster_size: u64,
     /// Width of a refcount, for qcow2.
     pub refcount_bits: u32,
-    /// Whether clusters are divided, for qcow2.
-    pub subclusters: Subclusters,
+    /// Whether L2 entries are extended, for qcow2.
+    pub extended_l2: bool,
 }
 
 impl From<&CreateOptions> for MeasureTarget {
@@ -45,7 +45,7 @@ impl From<&CreateOptions> for MeasureTarget {
             version: options.qcow2.version,
             cluster_size: options.qcow2.cluster_size,
             refcount_bits: options.qcow2.refcount_bits,
-            subclusters: Subclusters::Off,
+            extended_l2: options.qcow2.extended_l2,
         }
     }
 }
@@ -91,8 +91,7 @@ fn measure_qcow2(
     let cluster_size = geometry.cluster_size();
     let (size, data, bitmaps) = match source {
         MeasureSource::Size(size) => {
-            check_disk_size(geometry, target.subclusters, size)
-                .map_err(|error| Error::invalid(error.to_string()))?;
+            check_disk_size(geometry, size).map_err(|error| Error::invalid(error.to_string()))?;
             (size, 0, None)
         }
         MeasureSource::Image(image) => {
@@ -109,7 +108,7 @@ fn measure_qcow2(
         Preallocation::Off | Preallocation::Metadata => data,
         Preallocation::Falloc | Preallocation::Full => whole,
     };
-    let fully_allocated = full_size(geometry, target.subclusters, size)
+    let fully_allocated = full_size(geometry, size)
         .ok_or_else(|| Error::invalid(format!("the size {size} is larger than any disk can be")))?;
     Ok(Measurement { required: fully_allocated - whole + data, fully_allocated, bitmaps })
 }
@@ -118,7 +117,7 @@ fn geometry_of(target: &MeasureTarget) -> Result<Geometry> {
     let powers = target.cluster_size.is_power_of_two() && target.refcount_bits.is_power_of_two();
     let geometry = powers.then(|| Geometry::new(target.cluster_size.ilog2(), target.refcount_bits.ilog2()));
     match geometry {
-        Some(Ok(geometry)) => Ok(geometry),
+        Some(Ok(geometry)) => Ok(geometry.with_extended_l2(target.extended_l2)),
         Some(Err(error)) => Err(Error::invalid(error.to_string())),
         None => Err(Error::invalid("cluster size and refcount width must be powers of two")),
     }

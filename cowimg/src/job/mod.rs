@@ -10,7 +10,10 @@ mod zero_scan;
 pub use compare::{
     CompareError, CompareOptions, CompareStep, Comparison, Difference, Side, Strictness, compare,
 };
-pub use convert::{Compression, ConvertOptions, ConvertReport, Order, TargetContent, convert};
+pub use convert::{
+    Compression, ConvertOptions, ConvertReport, Copying, Order, Part, ReadErrors, TargetContent, convert,
+    convert_parts,
+};
 pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
 
 /// Threads that a job uses unless its caller says otherwise: one for each processor, and no more than storage has use for.

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `open`, `create` | from storage to engine; what is refused, by name |
 //! | `plan` | guest range to segments: the only place that looks mappings up |
-//! | `read`, `write`, `zero`, `compressed`, `divided` | the I/O of a plan |
+//! | `read`, `write`, `copied`, `zero`, `compressed`, `divided` | the I/O of a plan |
 //! | `l1_table`, `table_cache` | mappings in memory |
 //! | `metadata`, `refcounts`, `allocator` | what the metadata lock protects |
 //! | `metadata_map` | keeps guest data off the tables |
@@ -35,6 +35,7 @@
 mod allocator;
 pub(crate) mod check;
 mod compressed;
+mod copied;
 mod create;
 mod divided;
 mod draft;

@@ -135,7 +135,7 @@ impl Qcow2 {
         Ok(bytes)
     }
 
-    fn publish_data(&self, first: GuestCluster, run: Run) -> Result<()> {
+    pub(super) fn publish_data(&self, first: GuestCluster, run: Run) -> Result<()> {
         self.publish(first, run.count, Space::Keep, |nth, _| {
             let host = self.geometry.host_offset(HostCluster(run.first.get() + nth));
             L2Entry::Standard(Allocated { host, copied: true })

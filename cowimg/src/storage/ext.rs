@@ -80,6 +80,24 @@ pub(super) fn write_zero_bytes<S: Storage + ?Sized>(storage: &S, range: ByteRang
     Ok(())
 }
 
+/// Copies bytes through memory.
+pub(super) fn copy_bytes<S: Storage + ?Sized>(
+    target: &S,
+    source: &dyn Storage,
+    from: u64,
+    to: ByteRange,
+) -> io::Result<()> {
+    let mut buf = vec![0; to.len().min(1 << 20) as usize];
+    let mut done = 0;
+    while done < to.len() {
+        let n = (to.len() - done).min(buf.len() as u64) as usize;
+        source.read_padded_at(&mut buf[..n], from.saturating_add(done))?;
+        target.write_all_at(&buf[..n], to.start() + done)?;
+        done += n as u64;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

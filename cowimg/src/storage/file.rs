@@ -384,6 +384,23 @@ impl Storage for FileStorage {
         self.calls.extent(&self.file, rest).map(Some)
     }
 
+    /// Emulation, where the host cannot: read and written.
+    fn copy_from(&self, source: &dyn Storage, from: u64, to: ByteRange) -> io::Result<()> {
+        self.writable()?;
+        self.room_for(to)?;
+        write_range(from, to.len() as usize)?;
+        let done = match source.host_file() {
+            Some(file) => self.calls.copy(file, from, &self.file, to)?,
+            None => 0,
+        };
+        let rest = ByteRange::between(to.start() + done, to.end());
+        ext::copy_bytes(self, source, from + done, rest)
+    }
+
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         match self.node {
             Node::File => Ok(self.file.metadata()?.blocks().saturating_mul(512)),

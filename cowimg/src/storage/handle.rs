@@ -1,6 +1,7 @@
 //! A storage in several hands: an [`Arc`] of one is one, so that a decorator and its owner can both have it.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::{Storage, StorageExtent};
@@ -57,6 +58,14 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn extent_at(&self, offset: u64) -> io::Result<Option<StorageExtent>> {
         S::extent_at(self, offset)
+    }
+
+    fn copy_from(&self, source: &dyn Storage, from: u64, to: ByteRange) -> io::Result<()> {
+        (**self).copy_from(source, from, to)
+    }
+
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        (**self).host_file()
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 
 use crate::range::ByteRange;
 
@@ -157,6 +158,21 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn extent_at(&self, offset: u64) -> io::Result<Option<StorageExtent>> {
         let range = ByteRange::between(offset, self.len()?);
         Ok((!range.is_empty()).then_some(StorageExtent { range, kind: StorageExtentKind::Data }))
+    }
+
+    /// Writes to `to` what `source` has from `from` on, growing the storage to cover it; what lies past the end of `source`
+    /// is zeroes. The host may let both share the space. The ranges do not overlap where the two are the same file.
+    ///
+    /// Emulation: read and written, 1 MiB at a time.
+    fn copy_from(&self, source: &dyn Storage, from: u64, to: ByteRange) -> io::Result<()> {
+        ext::copy_bytes(self, source, from, to)
+    }
+
+    /// The open file, where the storage is all of one and nothing stands between: what the host copies from.
+    ///
+    /// Emulation: none.
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     /// Bytes of space that the host has given to the storage.

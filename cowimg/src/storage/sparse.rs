@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use rustix::io::{Errno, retry_on_intr};
@@ -16,6 +17,7 @@ const ZERO: u8 = 1;
 const PUNCH: u8 = 2;
 const ALLOCATE: u8 = 4;
 const SEEK: u8 = 8;
+const COPY: u8 = 16;
 
 /// The calls of one open file, less those that the host is known to refuse.
 #[derive(Debug, Default)]
@@ -45,6 +47,30 @@ impl HostCalls {
     /// host cannot.
     pub(super) fn allocate(&self, file: &File, range: ByteRange) -> io::Result<bool> {
         self.attempt(ALLOCATE, || host::allocate(file, range))
+    }
+
+    /// Copies `from` of `source` to `to` of `file`, and gives the bytes that were copied: fewer where the source ends, or
+    /// where the host cannot.
+    pub(super) fn copy(
+        &self,
+        source: BorrowedFd<'_>,
+        from: u64,
+        file: &File,
+        to: ByteRange,
+    ) -> io::Result<u64> {
+        let mut done = 0;
+        while done < to.len() && self.may(COPY) {
+            let copied = retry_on_intr(|| {
+                host::copy(source, from + done, file.as_fd(), to.start() + done, to.len() - done)
+            });
+            match copied {
+                // The end, another file system, or a pair of files that the host does not copy between.
+                Ok(0) | Err(Errno::XDEV | Errno::BADF | Errno::PERM | Errno::TXTBSY | Errno::INVAL) => break,
+                Ok(n) => done += n,
+                Err(error) => self.note_refusal(COPY, error)?,
+            }
+        }
+        Ok(done)
     }
 
     /// Whether punching has not been refused yet.
@@ -116,8 +142,9 @@ impl HostCalls {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod host {
     use std::fs::File;
+    use std::os::fd::BorrowedFd;
 
-    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
     use rustix::io::Result;
 
     use crate::range::ByteRange;
@@ -135,18 +162,36 @@ mod host {
         fallocate(file, FallocateFlags::empty(), range.start(), range.len())
     }
 
+    pub(super) fn copy(
+        source: BorrowedFd<'_>,
+        from: u64,
+        target: BorrowedFd<'_>,
+        to: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let (mut from, mut to) = (from, to);
+        // The host takes a limited number of bytes for one call.
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(usize::MAX);
+        copy_file_range(source, Some(&mut from), target, Some(&mut to), len).map(|n| n as u64)
+    }
+
     pub(super) use super::seek::{next_data, next_hole};
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod host {
     use std::fs::File;
+    use std::os::fd::BorrowedFd;
 
     use rustix::io::{Errno, Result};
 
     use crate::range::ByteRange;
 
     pub(super) fn zero_range(_: &File, _: ByteRange) -> Result<()> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    pub(super) fn copy(_: BorrowedFd<'_>, _: u64, _: BorrowedFd<'_>, _: u64, _: u64) -> Result<u64> {
         Err(Errno::OPNOTSUPP)
     }
 

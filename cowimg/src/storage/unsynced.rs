@@ -2,6 +2,7 @@
 //! before it has its name.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 
 use super::{Storage, StorageExtent};
 use crate::range::ByteRange;
@@ -66,6 +67,14 @@ impl<S: Storage> Storage for UnsyncedStorage<S> {
 
     fn extent_at(&self, offset: u64) -> io::Result<Option<StorageExtent>> {
         self.inner.extent_at(offset)
+    }
+
+    fn copy_from(&self, source: &dyn Storage, from: u64, to: ByteRange) -> io::Result<()> {
+        self.inner.copy_from(source, from, to)
+    }
+
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.host_file()
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {

@@ -15,6 +15,7 @@ mod subject;
 
 mod compared;
 mod compressed;
+mod convert_options;
 mod converted;
 mod filesystem;
 mod growing_tables;

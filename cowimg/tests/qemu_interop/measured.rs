@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowimg::job::{self, MeasureSource, MeasureTarget, Measurement};
 use cowimg::progress::Control;
-use cowimg::{CreateOptions, Format, Image, Preallocation, Subclusters, Version};
+use cowimg::{CreateOptions, Format, Image, Preallocation, Version};
 
 use crate::qemu_tools;
 use crate::seeded::Rng;
@@ -25,7 +25,7 @@ fn draw_target(rng: &mut Rng) -> (MeasureTarget, String) {
         target.refcount_bits = 1 << rng.below(7);
         words = format!("{words}{}", format_args!(",refcount_bits={}", target.refcount_bits));
         if target.cluster_size >= 16384 && rng.below(2) == 0 {
-            target.subclusters = Subclusters::On;
+            target.extended_l2 = true;
             words.push_str(",extended_l2=on");
         }
     }

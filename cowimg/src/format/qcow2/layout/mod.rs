@@ -28,7 +28,7 @@ use super::{
 };
 use crate::range::ByteRange;
 
-pub use self::full_size::{Subclusters, check_disk_size, full_size};
+pub use self::full_size::{check_disk_size, full_size};
 pub use self::pieces::{Piece, Pieces};
 pub use self::refcount_space::{Headroom, RefcountSpace};
 
