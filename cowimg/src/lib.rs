@@ -44,9 +44,10 @@ mod raw;
 pub mod storage;
 
 pub use chain::{
-    BackingInfo, BackingOptions, BitmapInfo, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
-    DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LockMode, OpenOptions, Overwrite,
-    Qcow2CreateOptions, Qcow2Info, StagedImage, SyncMode, Verification, create, inspect, inspect_chain, plan,
+    BackingInfo, BackingOptions, BitmapInfo, CacheMode, CreateOptions, CreatePlan, CreateReport,
+    DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LockMode,
+    OpenOptions, Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification,
+    create, inspect, inspect_chain, plan,
 };
 pub use disk::{Disk, ZeroMode};
 pub use error::{Error, ErrorKind, LockConflict, LockHolder, Result};

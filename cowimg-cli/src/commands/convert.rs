@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use cowimg::job::{self, Compression, ConvertOptions, Order, TargetContent};
 use cowimg::progress::Control;
 use cowimg::{
-    BackingOptions, CreateOptions, Error, ErrorKind, Format, Image, Layer, Overwrite, Preallocation,
-    StagedImage, SyncMode,
+    BackingOptions, CacheMode, CreateOptions, Error, ErrorKind, Format, Image, Layer, Overwrite,
+    Preallocation, StagedImage,
 };
 
 use crate::args::format_options::{FormatOptions, options_of};
@@ -162,7 +162,7 @@ impl Copy<'_> {
         let options = FormatOptions::new(self.format, given)?;
         let create = self.create_options(source, &options)?;
         let staged = StagedImage::create(self.target, &create)?;
-        let target = staged.open(&open_options(Some(self.format)), SyncMode::Never)?;
+        let target = staged.open(&open_options(Some(self.format)).cache_mode(CacheMode::Unsafe))?;
         let content = match create.backing {
             Some(_) => TargetContent::Similar,
             // A device is written in place, and has whatever was on it.

@@ -31,6 +31,8 @@ use crate::storage::{Access, Storage};
 pub struct Image {
     top: Engine,
     layers: Vec<Layer>,
+    /// Whether every write is flushed before it returns.
+    writes_through: bool,
 }
 
 /// One file of the chain.
@@ -143,7 +145,7 @@ impl Image {
         }
         let layers = layers.into_iter().map(|found| Layer { found }).collect();
         match below {
-            Some(top) => Ok(Image { top, layers }),
+            Some(top) => Ok(Image { top, layers, writes_through: options.cache_mode.writes_through() }),
             None => Err(Error::invalid("an image has at least one layer")),
         }
     }
@@ -182,12 +184,14 @@ impl Image {
     /// Writes `buf` at `offset`. A range that passes the end of the disk is refused whole. When it fails on the way,
     /// each sector of the range holds its old or its new bytes.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.named(self.disk().write_at(buf, offset))
+        self.named(self.disk().write_at(buf, offset))?;
+        self.written()
     }
 
     /// Makes the range read as zeroes.
     pub fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
-        self.named(self.disk().write_zeroes(range, mode))
+        self.named(self.disk().write_zeroes(range, mode))?;
+        self.written()
     }
 
     /// Says that the guest no longer needs the range. Whole clusters of it read as zeroes afterwards and give their space
@@ -276,7 +280,10 @@ impl Image {
     pub(crate) fn write_compressed(&self, packed: &[u8], offset: u64) -> Result<()> {
         match &self.top {
             Engine::Raw(_) => Err(Error::unsupported("a raw image cannot hold compressed clusters")),
-            Engine::Qcow2(qcow2) => self.named(qcow2.write_compressed(packed, offset)),
+            Engine::Qcow2(qcow2) => {
+                self.named(qcow2.write_compressed(packed, offset))?;
+                self.written()
+            }
         }
     }
 
@@ -318,6 +325,11 @@ impl Image {
             Engine::Qcow2(qcow2) => qcow2.close(),
         };
         self.named(closed)
+    }
+
+    /// After each write.
+    fn written(&self) -> Result<()> {
+        if self.writes_through { self.flush() } else { Ok(()) }
     }
 
     fn disk(&self) -> &dyn Disk {

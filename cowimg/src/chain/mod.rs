@@ -2,6 +2,7 @@
 //!
 //! Start at [`Image`].
 
+mod cache_mode;
 mod check;
 mod create;
 mod extents;
@@ -15,6 +16,7 @@ mod policy;
 mod staged;
 mod walk;
 
+pub use cache_mode::{CacheMode, UnknownCacheMode};
 pub use check::check_file;
 pub use create::{
     BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
@@ -28,14 +30,3 @@ pub(crate) use look::Look;
 pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, OpenOptions};
 pub use policy::FilePolicy;
 pub use staged::StagedImage;
-
-/// Whether syncs reach the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum SyncMode {
-    /// They do: what was flushed survives a power cut.
-    #[default]
-    Always,
-    /// They do not. A power cut, or a crash of the host, may leave an image that is damaged beyond use; a crash of
-    /// this program does not. What `qemu-img` calls cache mode `unsafe`.
-    Never,
-}

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{FilePolicy, Image, LockMode, SyncMode};
+use super::{CacheMode, FilePolicy, Image, LockMode};
 use crate::error::Result;
 use crate::format::probe::Format;
 use crate::qcow2::SnapshotSelector;
@@ -24,7 +24,7 @@ pub struct OpenOptions {
     pub(super) backing: FilePolicy,
     pub(super) cache_size: u64,
     pub(super) max_depth: usize,
-    pub(super) sync: SyncMode,
+    pub(super) cache_mode: CacheMode,
     pub(super) lock: LockMode,
     pub(super) snapshot: Option<SnapshotSelector>,
 }
@@ -37,7 +37,7 @@ impl Default for OpenOptions {
             backing: FilePolicy::default(),
             cache_size: DEFAULT_CACHE_SIZE,
             max_depth: DEFAULT_MAX_DEPTH,
-            sync: SyncMode::Always,
+            cache_mode: CacheMode::WriteBack,
             lock: LockMode::Auto,
             snapshot: None,
         }
@@ -83,18 +83,19 @@ impl OpenOptions {
         self
     }
 
-    /// Whether syncs reach the disk. Never is for images that are thrown away when the machine fails.
-    #[must_use]
-    pub fn sync(mut self, mode: SyncMode) -> OpenOptions {
-        self.sync = mode;
-        self
-    }
-
     /// Opens the disk as an internal snapshot of it has it, for reading only; what lies below is the backing chain as it is
     /// now. Only the image itself is seen so, not what is below it.
     #[must_use]
     pub fn snapshot(mut self, selector: SnapshotSelector) -> OpenOptions {
         self.snapshot = Some(selector);
+        self
+    }
+
+    /// How the image's file and its backing files are cached, and when writes are synced; [`CacheMode::WriteBack`] is
+    /// the default.
+    #[must_use]
+    pub fn cache_mode(mut self, mode: CacheMode) -> OpenOptions {
+        self.cache_mode = mode;
         self
     }
 

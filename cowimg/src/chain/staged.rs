@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use tempfile::NamedTempFile;
 
+use super::Image;
 use super::create::{CreateOptions, CreatePlan, Overwrite, plan};
 use super::file_use::CREATION;
 use super::options::OpenOptions;
-use super::{Image, SyncMode};
 use crate::error::{Error, Result};
 use crate::storage::{Access, FileOptions, FileStorage, Storage, UnsyncedStorage};
 
@@ -86,11 +86,11 @@ impl StagedImage {
         Ok(StagedImage { target, overwrite, place: Place::Beside(file), replaced })
     }
 
-    /// Opens the new image for writing. Its syncs are left out unless `sync` says otherwise: until it has its name nobody
-    /// relies on it.
-    pub fn open(&self, options: &OpenOptions, sync: SyncMode) -> Result<Image> {
+    /// Opens the new image for writing. Until it has its name nobody relies on it, so that
+    /// [`CacheMode::Unsafe`](super::CacheMode::Unsafe) is the mode to do that in.
+    pub fn open(&self, options: &OpenOptions) -> Result<Image> {
         let path = self.path();
-        options.clone().access(Access::ReadWrite).sync(sync).open(path)
+        options.clone().access(Access::ReadWrite).open(path)
     }
 
     /// Where the image is now.

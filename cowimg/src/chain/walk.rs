@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
 use crate::qcow2::Qcow2;
-use crate::storage::{Access, FileOptions, FileStorage, Storage, StorageExt, UnsyncedStorage};
+use crate::storage::{Access, FileOptions, FileStorage, Storage, StorageExt};
 
 /// A file that was found to be a layer.
 #[derive(Debug)]
@@ -53,20 +53,17 @@ impl Kind {
 impl Found {
     /// Opens the file at `path`, locks it for `purpose`, and reads what it is.
     pub(super) fn open(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
-        let file = open_file(path, purpose)?;
+        let file = open_file(path, options, purpose)?;
         Found::of_file(path, file, options, purpose).map_err(|error| error.at_path(path))
     }
 
     /// Locks `file` for `purpose`, and reads what it is.
     fn of_file(path: &Path, file: FileStorage, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
-        let format = stated_or_probed(&file, options.format)?;
+        let file = Arc::new(file);
+        let storage = options.cache_mode.storage(&file)?;
+        let format = stated_or_probed(&*storage, options.format)?;
         // Nothing but the bytes that tell the format has been read before this.
         file.lock(file_use(format, purpose, options.lock)?)?;
-        let file = Arc::new(file);
-        let storage: Arc<dyn Storage> = match options.sync {
-            super::SyncMode::Always => Arc::clone(&file) as _,
-            super::SyncMode::Never => Arc::new(UnsyncedStorage::new(Arc::clone(&file))),
-        };
         let kind = Kind::read(format, &*storage)?;
         Ok(Found { path: Some(path.to_path_buf()), storage, file: Some(file), kind })
     }
@@ -95,12 +92,13 @@ impl Found {
     }
 }
 
-fn open_file(path: &Path, purpose: Purpose) -> Result<FileStorage> {
-    let options = match purpose.access() {
+fn open_file(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<FileStorage> {
+    let file = match purpose.access() {
         Access::ReadOnly => FileOptions::read_only(),
         Access::ReadWrite => FileOptions::read_write(),
     };
-    FileStorage::open(path, &options).map_err(|error| Error::io("open the image", error).at_path(path))
+    FileStorage::open(path, &file.host_cache(options.cache_mode.host_cache()))
+        .map_err(|error| Error::io("open the image", error).at_path(path))
 }
 
 fn stated_or_probed(storage: &dyn Storage, stated: Option<Format>) -> Result<Format> {
@@ -172,7 +170,7 @@ fn open_below(above: &Found, options: &OpenOptions, purpose: Purpose) -> Result<
     let path = names::resolve(name, above.path.as_deref()).map_err(context)?;
     let options = OpenOptions { format: stated_format(format).map_err(context)?, ..options.clone() };
     // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
-    let file = open_file(&path, purpose).map_err(context)?;
+    let file = open_file(&path, &options, purpose).map_err(context)?;
     options.backing.check(&path, above.path.as_deref()).map_err(refused)?;
     Ok(Some(Below { path, file, options }))
 }

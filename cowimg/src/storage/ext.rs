@@ -71,11 +71,14 @@ fn progress(n: usize) -> io::Result<usize> {
 
 /// Writes zeroes over `range`, growing the storage to cover it.
 pub(super) fn write_zero_bytes<S: Storage + ?Sized>(storage: &S, range: ByteRange) -> io::Result<()> {
-    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    /// As files that bypass the host's cache want their buffers.
+    #[repr(align(4096))]
+    struct Aligned([u8; 64 << 10]);
+    static ZEROES: Aligned = Aligned([0; 64 << 10]);
     let mut at = range.start();
     while at < range.end() {
-        let n = (range.end() - at).min(ZEROES.len() as u64) as usize;
-        at += progress(storage.write_at(&ZEROES[..n], at)?)? as u64;
+        let n = (range.end() - at).min(ZEROES.0.len() as u64) as usize;
+        at += progress(storage.write_at(&ZEROES.0[..n], at)?)? as u64;
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use rustix::fs::OFlags;
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 
+use super::direct;
 use super::sparse::HostCalls;
 use super::{FileUse, Storage, StorageExt, StorageExtent, check_len, ext, read_only_error, write_range};
 use crate::range::ByteRange;
@@ -43,6 +44,17 @@ pub enum Creation {
     Truncate,
 }
 
+/// Whether the host keeps the file's bytes in memory of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum HostCache {
+    /// It does.
+    #[default]
+    Used,
+    /// It does not; hosts differ in how strictly they keep to that. On Linux every read and write must be aligned
+    /// then: [`AlignedStorage::direct`](super::AlignedStorage::direct) sees to that. File systems may refuse it.
+    Bypassed,
+}
+
 /// How to open a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileOptions {
@@ -52,11 +64,18 @@ pub struct FileOptions {
     pub creation: Creation,
     /// Permission bits of a file that is made, before the process's umask.
     pub mode: u32,
+    /// Whether the host's cache is used.
+    pub host_cache: HostCache,
 }
 
 impl Default for FileOptions {
     fn default() -> FileOptions {
-        FileOptions { access: Access::ReadOnly, creation: Creation::Never, mode: 0o644 }
+        FileOptions {
+            access: Access::ReadOnly,
+            creation: Creation::Never,
+            mode: 0o644,
+            host_cache: HostCache::Used,
+        }
     }
 }
 
@@ -69,6 +88,12 @@ impl FileOptions {
     /// To read and write a file that is there.
     pub fn read_write() -> FileOptions {
         FileOptions { access: Access::ReadWrite, ..FileOptions::default() }
+    }
+
+    /// The same past the host's cache.
+    #[must_use]
+    pub fn host_cache(self, host_cache: HostCache) -> FileOptions {
+        FileOptions { host_cache, ..self }
     }
 
     /// To make a file that is not there, and read and write it.
@@ -87,8 +112,14 @@ impl FileOptions {
         }
         // NONBLOCK: a FIFO that took the file's place a moment ago must not hold the open until it has a writer.
         // NOCTTY: a terminal must not become ours.
-        options.custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed());
-        options.open(path)
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        match self.host_cache {
+            HostCache::Used => options.custom_flags(flags.bits().cast_signed()).open(path),
+            HostCache::Bypassed => {
+                let flags = flags | direct::OPEN_FLAGS;
+                direct::finish(options.custom_flags(flags.bits().cast_signed()).open(path))
+            }
+        }
     }
 }
 
@@ -249,9 +280,12 @@ impl Storage for FileStorage {
             if end == done {
                 break;
             }
-            match retry_on_intr(|| rustix::io::pread(&self.file, &mut buf[done..end], at))? {
-                0 => break,
-                n => done += n,
+            match retry_on_intr(|| rustix::io::pread(&self.file, &mut buf[done..end], at)) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                // Past the host's cache, going on from the end of a file that ends within a block is not aligned.
+                Err(Errno::INVAL) if done > 0 && at == self.len()? => break,
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(done)

@@ -12,7 +12,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::range::ByteRange;
 
+mod aligned;
 pub mod conformance;
+mod direct;
 mod ext;
 mod faulty;
 mod file;
@@ -26,9 +28,10 @@ mod model_tests;
 mod sparse;
 mod unsynced;
 
+pub use aligned::{AlignedStorage, Alignment};
 pub use ext::StorageExt;
 pub use faulty::{CrashChoice, Fault, FaultyStorage, Operation, OperationKind};
-pub use file::{Access, Creation, FileOptions, FileStorage};
+pub use file::{Access, Creation, FileOptions, FileStorage, HostCache};
 pub use lock::{FileUse, Permissions};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
