@@ -4,11 +4,19 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{check, convert, create, discard, info, map, read, resize, write, zero};
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::manner::Manner;
+
+/// The help heading of options that qemu-img does not have; called as qemu-img, the program does not know them.
+pub(crate) const OURS: &str = "Options that qemu-img does not have";
+
+/// The release of qemu-img whose command line and output the strict manner has.
+const QEMU_IMG: &str = "10.0.2";
 
 /// Creates, inspects, checks, converts and edits disk images.
 ///
@@ -44,39 +52,78 @@ enum Command {
     Discard(discard::Args),
 }
 
-/// Parses a command line, the program's name first, and runs the command. Reports go to `out`.
-pub(crate) fn run(arguments: &[OsString], out: &mut dyn Write) -> Result<ExitCode, Failure> {
-    let command = match CommandLine::try_parse_from(arguments) {
+/// The commands that qemu-img does not have.
+const OUR_COMMANDS: [&str; 4] = ["read", "write", "zero", "discard"];
+
+/// Parses a command line, the program's name first, and runs the command.
+pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
+    let parsed = grammar(console.manner)
+        .try_get_matches_from(arguments)
+        .and_then(|matches| CommandLine::from_arg_matches(&matches));
+    let command = match parsed {
         Ok(line) => line.command,
-        Err(error) => return explain(&error, arguments, out),
+        Err(error) => return explain(&error, arguments, console),
     };
     match command {
-        Command::Create(args) => create::run(&args, out),
-        Command::Info(args) => info::run(&args, out),
-        Command::Check(args) => check::run(&args, out),
-        Command::Map(args) => map::run(&args, out),
-        Command::Convert(args) => convert::run(&args, out),
-        Command::Resize(args) => resize::run(&args, out),
-        Command::Read(args) => read::run(&args, out),
-        Command::Write(args) => write::run(&args),
-        Command::Zero(args) => zero::run(&args),
-        Command::Discard(args) => discard::run(&args),
+        Command::Create(args) => create::run(&args, console),
+        Command::Info(args) => info::run(&args, console),
+        Command::Check(args) => check::run(&args, console),
+        Command::Map(args) => map::run(&args, console),
+        Command::Convert(args) => convert::run(&args, console),
+        Command::Resize(args) => resize::run(&args, console),
+        Command::Read(args) => read::run(&args, console),
+        Command::Write(args) => write::run(&args, console),
+        Command::Zero(args) => zero::run(&args, console),
+        Command::Discard(args) => discard::run(&args, console),
     }
 }
 
-/// Help and version go to `out`; everything else is a failure, with the command to ask for more.
-fn explain(error: &clap::Error, arguments: &[OsString], out: &mut dyn Write) -> Result<ExitCode, Failure> {
+/// The grammar of the command line in this manner.
+fn grammar(manner: Manner) -> clap::Command {
+    let grammar = CommandLine::command();
+    if manner == Manner::Cowimg {
+        return grammar;
+    }
+    let version = format!("version {QEMU_IMG} (cowimg {})", env!("CARGO_PKG_VERSION"));
+    let names: Vec<String> = grammar.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let mut strict = grammar.name("qemu-img").bin_name("qemu-img").version(version);
+    for name in names {
+        strict = strict.mut_subcommand(&name, |command| {
+            if OUR_COMMANDS.contains(&name.as_str()) {
+                // A name that nobody can type: clap has no way to take a command out.
+                return command.name(format!("\0{name}")).hide(true);
+            }
+            command.mut_args(|argument| match argument.get_help_heading() {
+                Some(OURS) => {
+                    let long = format!("\0{}", argument.get_id());
+                    argument.long(long).short(None).hide(true)
+                }
+                _ => argument,
+            })
+        });
+    }
+    strict
+}
+
+/// Help and version go to the report; everything else is a failure, with the command to ask for more.
+fn explain(error: &clap::Error, arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
+    let manner = console.manner;
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            write!(out, "{}", error.render())?;
+            write!(console, "{}", error.render())?;
             Ok(ExitCode::Success)
         }
-        ErrorKind::MissingSubcommand => Err(Failure::usage(
-            "which command? There are create, info, check, map, convert, resize, read, write, zero \
-                 and discard",
-        )
-        .hint("Try 'cowimg --help' for more info")),
-        _ => Err(Failure::usage(sentence(&error.render().to_string())).hint(try_help(arguments))),
+        ErrorKind::MissingSubcommand => {
+            let names = grammar(manner);
+            let names: Vec<&str> = names
+                .get_subcommands()
+                .filter(|command| !command.is_hide_set())
+                .map(clap::Command::get_name)
+                .collect();
+            Err(Failure::usage(format!("which command? There are {}", names.join(", ")))
+                .hint(format!("Try '{} --help' for more info", manner.program())))
+        }
+        _ => Err(Failure::usage(sentence(&error.render().to_string())).hint(try_help(arguments, manner))),
     }
 }
 
@@ -90,23 +137,33 @@ fn sentence(rendered: &str) -> String {
 }
 
 /// Where to read on: the help of the command, if the line got as far as one.
-fn try_help(arguments: &[OsString]) -> String {
-    use clap::CommandFactory;
+fn try_help(arguments: &[OsString], manner: Manner) -> String {
     let given = arguments.get(1).and_then(|name| name.to_str()).unwrap_or("");
-    match CommandLine::command().find_subcommand(given) {
-        Some(command) => format!("Try 'cowimg {} --help' for more info", command.get_name()),
-        None => "Try 'cowimg --help' for more info".to_owned(),
+    match grammar(manner).find_subcommand(given) {
+        Some(command) => format!("Try '{} {} --help' for more info", manner.program(), command.get_name()),
+        None => format!("Try '{} --help' for more info", manner.program()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_grammar_contradicts_itself_nowhere() {
-        CommandLine::command().debug_assert();
+        grammar(Manner::Cowimg).debug_assert();
+        grammar(Manner::QemuImg).debug_assert();
+    }
+
+    #[test]
+    fn the_strict_manner_knows_nothing_that_qemu_img_does_not_have() {
+        let parses = |manner, line: &str| grammar(manner).try_get_matches_from(line.split(' ')).is_ok();
+        for line in ["x info --json a", "x create --force a 1M", "x read a 0 1"] {
+            assert!(parses(Manner::Cowimg, line), "{line}");
+            assert!(!parses(Manner::QemuImg, line), "{line}");
+        }
+        assert!(parses(Manner::QemuImg, "x info --output=json a"));
+        assert!(parses(Manner::QemuImg, "x create --fo raw a 1M"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use cowimg::error::{Error, ErrorKind};
 
 use crate::args::key_values::KeyValuesError;
 use crate::exit_code::ExitCode;
+use crate::manner::program;
 
 /// A command's failure.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Failure {
     }
 
     fn print(&self) {
-        let _ = writeln!(io::stderr(), "cowimg: {self}");
+        let _ = writeln!(io::stderr(), "{}: {self}", program());
     }
 }
 
@@ -181,12 +182,12 @@ pub(crate) fn os_message(error: &io::Error) -> String {
 
 /// Says something on standard error that does not stop the command.
 pub(crate) fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "cowimg: warning: {message}");
+    let _ = writeln!(io::stderr(), "{}: warning: {message}", program());
 }
 
 /// Says on standard error what was done without being asked for in words.
 pub(crate) fn note(message: &str) {
-    let _ = writeln!(io::stderr(), "cowimg: {message}");
+    let _ = writeln!(io::stderr(), "{}: {message}", program());
 }
 
 /// Writes a line of a report to standard error, as it is.

@@ -1,10 +1,14 @@
 //! What command lines say, turned into values: sizes, `key=value` lists, names of images and formats.
 //!
-//! Nothing in here opens a file. The groups of options that several commands share are [`Source`] and [`Report`].
+//! The groups of options that several commands share are [`Source`], which also opens the image that it names, and
+//! [`Report`].
 
 use std::path::PathBuf;
 
-use cowimg::Format;
+use cowimg::{Access, Format, Image, LockMode, OpenOptions};
+
+use crate::cli::OURS;
+use crate::failure::{Failure, warn_probed_raw};
 
 pub(crate) mod format_options;
 pub(crate) mod image;
@@ -19,13 +23,40 @@ pub(crate) struct Source {
     #[arg(short = 'f', long, value_name = "FMT", value_parser = image::parse_format)]
     pub(crate) format: Option<Format>,
 
-    /// Open the image even if another process uses it (accepted for scripts: reading takes no lock)
+    /// Open the image even if another process writes it: what is read then may be old, new or neither
     #[arg(short = 'U', long)]
-    pub(crate) force_share: bool,
+    force_share: bool,
 
     /// The image file
     #[arg(value_name = "FILE", value_parser = path_parser())]
     pub(crate) file: PathBuf,
+}
+
+impl Source {
+    /// How the image is to be opened.
+    pub(crate) fn options(&self) -> OpenOptions {
+        let options =
+            if self.force_share { Image::options().lock(LockMode::Share) } else { Image::options() };
+        match self.format {
+            Some(format) => options.format(format),
+            None => options,
+        }
+    }
+
+    /// Opens the image with its whole backing chain, for reading.
+    pub(crate) fn open(&self) -> Result<Image, Failure> {
+        Ok(self.options().open(&self.file)?)
+    }
+
+    /// Opens the image with its whole backing chain, for writing. A file that is raw only because it looks like nothing
+    /// else is opened with a warning.
+    pub(crate) fn open_to_write(&self) -> Result<Image, Failure> {
+        let image = self.options().access(Access::ReadWrite).open(&self.file)?;
+        if self.format.is_none() && image.format() == Format::Raw {
+            warn_probed_raw(&self.file);
+        }
+        Ok(image)
+    }
 }
 
 /// How a report is to be written.
@@ -45,7 +76,7 @@ pub(crate) struct Report {
     output: ReportFormat,
 
     /// The same as --output json
-    #[arg(long)]
+    #[arg(long, help_heading = OURS)]
     json: bool,
 }
 

@@ -1,12 +1,10 @@
 //! `cowimg check`
 
-use std::io::Write;
-
 use cowimg::Format;
 use cowimg::check::{CheckReport, check_file};
 
 use crate::args::{Report, ReportFormat, Source};
-use crate::commands::open_options;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, note_plain};
 use crate::output::check::{self, CheckSummary};
@@ -30,9 +28,9 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let file = &args.source.file;
-    let options = open_options(args.source.format);
+    let options = args.source.options();
     let format = cowimg::inspect(file, &options)?.format;
     if format == Format::Raw {
         return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))

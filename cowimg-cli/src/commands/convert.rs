@@ -1,7 +1,7 @@
 //! `cowimg convert`
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,10 +17,13 @@ use crate::args::image::{format_by_name, parse_format};
 use crate::args::key_values::KeyValues;
 use crate::args::path_parser;
 use crate::args::size::parse_size;
+use crate::cli::OURS;
 use crate::commands::{open_options, open_to_read, open_to_write};
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, os_message};
 use crate::interrupt::Interrupt;
+use crate::manner::Manner;
 use crate::output;
 use crate::progress_bar::{Display, Wanted};
 
@@ -84,7 +87,7 @@ pub(crate) struct Args {
     force_share: bool,
 
     /// Replace TARGET if it exists
-    #[arg(long)]
+    #[arg(long, help_heading = OURS)]
     force: bool,
 
     /// The image to read
@@ -97,9 +100,9 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let given = KeyValues::parse(&args.options)?;
-    let format = target_format(args, &given);
+    let format = target_format(args, &given, out.manner);
     if given.asks_for_help() {
         output::create::options_help(format, options_of(format), out)?;
         return Ok(ExitCode::Success);
@@ -113,7 +116,8 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure>
     }
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
-    let copy = Copy { args, format, target, interrupt };
+    let overwrite = out.overwrite(args.force);
+    let copy = Copy { args, format, target, overwrite, interrupt };
     let source = open_to_read(source, args.source_format)?;
     refuse_layer(&source, target)?;
     if args.no_create { copy.to_existing(&source) } else { copy.to_new(&source, &given) }?;
@@ -121,7 +125,10 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure>
 }
 
 /// The format of the target.
-fn target_format(args: &Args, given: &KeyValues) -> Format {
+fn target_format(args: &Args, given: &KeyValues, manner: Manner) -> Format {
+    if manner.is_strict() {
+        return args.target_format.unwrap_or(Format::Raw);
+    }
     let has_backing = args.backing.is_some() || given.get("backing_file").is_some();
     let by_name = || args.target.as_deref().and_then(format_by_name).unwrap_or(Format::Raw);
     args.target_format.unwrap_or_else(|| if has_backing { Format::Qcow2 } else { by_name() })
@@ -132,6 +139,7 @@ struct Copy<'a> {
     args: &'a Args,
     format: Format,
     target: &'a Path,
+    overwrite: Overwrite,
     interrupt: Interrupt,
 }
 
@@ -222,7 +230,7 @@ impl Copy<'_> {
             size: Some(source.size()),
             backing: name.map(|name| BackingOptions { format, ..BackingOptions::new(name) }),
             preallocation: options.preallocation,
-            overwrite: if self.args.force { Overwrite::Replace } else { Overwrite::Refuse },
+            overwrite: self.overwrite,
             qcow2: options.qcow2.clone(),
         })
     }

@@ -1,19 +1,24 @@
 //! `cowimg create`
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use cowimg::{BackingOptions, CreateOptions, Format, Overwrite, Verification};
+use cowimg::{
+    BackingOptions, CreateOptions, CreateReport, Format, Preallocation, Qcow2CreateOptions, StagedImage,
+    Verification,
+};
 
 use crate::args::format_options::{FormatOptions, options_of};
 use crate::args::image::{format_by_name, parse_format};
 use crate::args::key_values::KeyValues;
 use crate::args::path_parser;
 use crate::args::size::parse_size;
+use crate::cli::OURS;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, note};
+use crate::manner::Manner;
 use crate::output;
 
 /// Create an image
@@ -47,7 +52,7 @@ pub(crate) struct Args {
     quiet: bool,
 
     /// Replace FILE if it exists
-    #[arg(long)]
+    #[arg(long, help_heading = OURS)]
     force: bool,
 
     /// The new image's file
@@ -60,10 +65,10 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let given = KeyValues::parse(&args.options)?;
     let has_backing = args.backing.is_some() || given.get("backing_file").is_some();
-    let format = args.format.unwrap_or_else(|| default_format(args, has_backing));
+    let format = args.format.unwrap_or_else(|| default_format(args, has_backing, out.manner));
     if given.asks_for_help() {
         output::create::options_help(format, options_of(format), out)?;
         return Ok(ExitCode::Success);
@@ -80,35 +85,62 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure>
         return Err(Failure::usage(format!("{}: how large is it to be?", file.display()))
             .hint(format!("Give a size: cowimg create {} 10G", file.display())));
     }
-    let report = cowimg::create(
-        file,
-        &CreateOptions {
-            format,
-            size,
-            backing: backing.clone(),
-            preallocation: options.preallocation,
-            overwrite: if args.force { Overwrite::Replace } else { Overwrite::Refuse },
-            qcow2: options.qcow2.clone(),
-        },
-    )?;
-    if args.quiet {
-        return Ok(ExitCode::Success);
+    if out.manner.is_strict() && backing.as_ref().is_some_and(|backing| backing.format.is_none()) {
+        return Err(Failure::usage("the backing file's format must be given too").hint("Name it with -F"));
     }
-    if let (Some(backing), Some(found)) = (&backing, report.found_backing_format) {
-        note(&format!("{}: format {found} found by looking; recorded in the image", backing.name.display()));
+    let wanted = CreateOptions {
+        format,
+        size,
+        backing,
+        preallocation: options.preallocation,
+        overwrite: out.overwrite(args.force),
+        qcow2: options.qcow2.clone(),
+    };
+    // What can be known of the image before its options are judged; the strict manner says it even if they are bad.
+    let simple = CreateOptions {
+        preallocation: Preallocation::Off,
+        qcow2: Qcow2CreateOptions::default(),
+        ..wanted.clone()
+    };
+    let report = cowimg::plan(file, &simple)?.report().clone();
+    if out.manner.is_strict() {
+        announce(args, &wanted, (&options, &report), out)?;
+        out.flush_now()?;
     }
-    let recorded = backing.as_ref().and_then(|backing| {
-        let format = backing.format.or(report.found_backing_format)?;
-        Some((backing.name.as_bytes(), format))
-    });
-    let size = size.unwrap_or(report.size);
-    let created = output::create::Created { path: file, format, size, backing: recorded, options: &options };
-    output::create::human(&created, out)?;
+    let plan = cowimg::plan(file, &wanted)?;
+    StagedImage::write(file, wanted.overwrite, &plan)?.publish()?;
+    if !out.manner.is_strict() {
+        announce(args, &wanted, (&options, &report), out)?;
+    }
     Ok(ExitCode::Success)
 }
 
-/// The format when none is named: qcow2, unless the file's name speaks of raw.
-fn default_format(args: &Args, has_backing: bool) -> Format {
+/// Says what is, or was, made.
+fn announce(
+    args: &Args,
+    wanted: &CreateOptions,
+    (options, report): (&FormatOptions, &CreateReport),
+    out: &mut Console,
+) -> Result<(), Failure> {
+    let (false, Some(file)) = (args.quiet, &args.file) else { return Ok(()) };
+    if let (Some(backing), Some(found)) = (&wanted.backing, report.found_backing_format) {
+        note(&format!("{}: format {found} found by looking; recorded in the image", backing.name.display()));
+    }
+    let recorded = wanted.backing.as_ref().and_then(|backing| {
+        let format = backing.format.or(report.found_backing_format)?;
+        Some((backing.name.as_bytes(), format))
+    });
+    let size = wanted.size.unwrap_or(report.size);
+    let format = wanted.format;
+    let created = output::create::Created { path: file, format, size, backing: recorded, options };
+    Ok(output::create::human(&created, out)?)
+}
+
+/// The format when none is named: qcow2, unless the file's name speaks of raw; in the strict manner raw.
+fn default_format(args: &Args, has_backing: bool, manner: Manner) -> Format {
+    if manner.is_strict() {
+        return Format::Raw;
+    }
     let by_name = args.file.as_deref().and_then(format_by_name);
     if has_backing { Format::Qcow2 } else { by_name.unwrap_or(Format::Qcow2) }
 }

@@ -1,13 +1,9 @@
 //! `cowimg discard`
 
-use std::path::PathBuf;
-
-use cowimg::Format;
-
-use crate::args::image::parse_format;
-use crate::args::path_parser;
+use crate::args::Source;
 use crate::args::size::parse_size;
-use crate::commands::{open_to_write, range_within};
+use crate::commands::range_within;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 
@@ -17,13 +13,8 @@ use crate::failure::Failure;
 /// can say so, and its former content elsewhere.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The image's format (raw, qcow2); without it the format is found by looking at the first bytes
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = parse_format)]
-    format: Option<Format>,
-
-    /// The image file
-    #[arg(value_name = "FILE", value_parser = path_parser())]
-    file: PathBuf,
+    #[command(flatten)]
+    source: Source,
 
     /// First byte on the disk
     #[arg(value_name = "OFFSET", value_parser = parse_size)]
@@ -35,8 +26,8 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let image = open_to_write(&args.file, args.format)?;
+pub(crate) fn run(args: &Args, _: &mut Console) -> Result<ExitCode, Failure> {
+    let image = args.source.open_to_write()?;
     let range = range_within(&image, args.offset, args.length)?;
     image.discard(range)?;
     image.close()?;

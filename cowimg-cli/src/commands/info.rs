@@ -1,9 +1,7 @@
 //! `cowimg info`
 
-use std::io::Write;
-
 use crate::args::{Report, ReportFormat, Source};
-use crate::commands::open_options;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::output;
@@ -23,9 +21,8 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
-    let Source { file, format, .. } = &args.source;
-    let options = open_options(*format);
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
+    let (file, options) = (&args.source.file, args.source.options());
     let layers = if args.backing_chain {
         cowimg::inspect_chain(file, &options)?
     } else {

@@ -6,7 +6,7 @@ use cowimg::{ByteRange, ExtentKind, Image};
 
 use crate::args::size::parse_size;
 use crate::args::{Report, ReportFormat, Source};
-use crate::commands::open_to_read;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::output::map::{HumanMap, JsonMap};
@@ -33,8 +33,8 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
-    let image = open_to_read(&args.source.file, args.source.format)?;
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
+    let image = args.source.open()?;
     let rest = image.size().saturating_sub(args.start_offset);
     let length = args.max_length.map_or(rest, |most| most.min(rest));
     let range = ByteRange::between(args.start_offset, args.start_offset + length);

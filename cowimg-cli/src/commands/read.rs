@@ -4,7 +4,8 @@ use std::io::Write;
 
 use crate::args::Source;
 use crate::args::size::parse_size;
-use crate::commands::{open_to_read, range_within};
+use crate::commands::range_within;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::output::hex;
@@ -32,8 +33,8 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
-    let image = open_to_read(&args.source.file, args.source.format)?;
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
+    let image = args.source.open()?;
     let range = range_within(&image, args.offset, args.length)?;
     let mut buffer = vec![0; (range.len() as usize).min(CHUNK)];
     let mut offset = range.start();

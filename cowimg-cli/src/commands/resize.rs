@@ -9,6 +9,7 @@ use crate::args::image::parse_format;
 use crate::args::path_parser;
 use crate::args::size::{SizeChange, parse_size_change};
 use crate::commands::open_to_write;
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 
@@ -42,7 +43,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let image = open_to_write(&args.file, args.format)?;
     let size = new_size(image.size(), args.size)?;
     image.grow(size)?;

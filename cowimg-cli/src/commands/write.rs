@@ -10,6 +10,7 @@ use crate::args::image::parse_format;
 use crate::args::path_parser;
 use crate::args::size::parse_size;
 use crate::commands::{open_to_write, range_within};
+use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, os_message};
 
@@ -47,7 +48,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args, _: &mut Console) -> Result<ExitCode, Failure> {
     let mut input = Input::open(args)?;
     let image = open_to_write(&args.file, args.format)?;
     // What is too long, as far as its length is known, changes nothing.

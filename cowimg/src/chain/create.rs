@@ -25,6 +25,9 @@ pub enum Overwrite {
     Refuse,
     /// Take the name over once the new image is complete; until then the old file stays as it is.
     Replace,
+    /// Empty the file that is there, or make one, and write the image in it: links to it, its owner and its mode stay,
+    /// and a failure on the way leaves a part of an image. What `qemu-img` does.
+    InPlace,
 }
 
 /// Whether the backing file is looked at.

@@ -17,7 +17,8 @@ use crate::storage::{Access, FileOptions, FileStorage, Storage, UnsyncedStorage}
 
 /// A new image on its way to its name. [`StagedImage::publish`] gives it the name; dropping it leaves nothing behind.
 ///
-/// A device has no name to wait for: there the image is written in place.
+/// A device has no name to wait for: there the image is written in place, and so it is where [`Overwrite::InPlace`] asks
+/// for that.
 #[derive(Debug)]
 #[must_use]
 pub struct StagedImage {
@@ -32,8 +33,35 @@ pub struct StagedImage {
 enum Place {
     /// Beside the target, under a name of its own.
     Beside(NamedTempFile),
-    /// The target is a device.
+    /// In the target itself: a device, or a file that is to be written over.
+    Target(Target),
+}
+
+/// A target that is written in place.
+#[derive(Debug)]
+enum Target {
+    /// It keeps its size.
     Device,
+    /// It is emptied first.
+    File,
+    /// It was made for the image, and goes if the image is not finished.
+    New(RemovedUnlessKept),
+}
+
+/// A file that is removed when this is dropped, unless it was kept.
+#[derive(Debug)]
+struct RemovedUnlessKept {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for RemovedUnlessKept {
+    fn drop(&mut self) {
+        if !self.keep {
+            // What cannot be removed is left behind, as a part of an image.
+            let _left = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl StagedImage {
@@ -52,7 +80,16 @@ impl StagedImage {
     }
 
     fn reserve(path: &Path, overwrite: Overwrite) -> Result<StagedImage> {
+        let in_place = |place| StagedImage {
+            target: path.to_path_buf(),
+            overwrite,
+            place: Place::Target(place),
+            replaced: None,
+        };
         let target = match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && overwrite == Overwrite::InPlace => {
+                return make_target(path).map(in_place);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // A link that leads nowhere is a name that is taken, too.
                 if path.is_symlink() && overwrite == Overwrite::Refuse {
@@ -66,12 +103,12 @@ impl StagedImage {
                 return Err(Error::io("create the image", io::ErrorKind::IsADirectory.into()));
             }
             Ok(metadata) if metadata.file_type().is_block_device() => {
-                let target = path.to_path_buf();
-                return Ok(StagedImage { target, overwrite, place: Place::Device, replaced: None });
+                return Ok(in_place(Target::Device));
             }
             Ok(metadata) if !metadata.is_file() => {
                 return Err(Error::invalid("the target is neither a file nor a block device"));
             }
+            Ok(_) if overwrite == Overwrite::InPlace => return Ok(in_place(Target::File)),
             // A link keeps its place; what it leads to is replaced.
             Ok(_) => path.canonicalize().map_err(|error| Error::io("resolve the target", error))?,
         };
@@ -97,7 +134,7 @@ impl StagedImage {
     pub fn path(&self) -> &Path {
         match &self.place {
             Place::Beside(file) => file.path(),
-            Place::Device => &self.target,
+            Place::Target(_) => &self.target,
         }
     }
 
@@ -105,12 +142,16 @@ impl StagedImage {
     pub fn publish(self) -> Result<()> {
         let StagedImage { target, overwrite, place, replaced } = self;
         let named = match (place, overwrite) {
-            (Place::Device, _) => Ok(()),
-            (Place::Beside(file), Overwrite::Replace) => {
-                file.persist(&target).map(drop).map_err(|failed| failed.error)
+            (Place::Target(Target::New(mut made)), _) => {
+                made.keep = true;
+                Ok(())
             }
+            (Place::Target(Target::Device | Target::File), _) => Ok(()),
             (Place::Beside(file), Overwrite::Refuse) => {
                 file.persist_noclobber(&target).map(drop).map_err(|failed| failed.error)
+            }
+            (Place::Beside(file), Overwrite::Replace | Overwrite::InPlace) => {
+                file.persist(&target).map(drop).map_err(|failed| failed.error)
             }
         };
         // Only now: nobody finds the old file any more.
@@ -128,14 +169,24 @@ impl StagedImage {
                 let file = file.as_file().try_clone().map_err(io)?;
                 FileStorage::from_file(file, Access::ReadWrite).map_err(io)?
             }
-            Place::Device => {
-                let device = FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?;
-                device.lock(CREATION)?;
-                device
+            Place::Target(target) => {
+                let storage = FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?;
+                storage.lock(CREATION)?;
+                if !matches!(target, Target::Device) {
+                    storage.set_len(0).map_err(io)?;
+                }
+                storage
             }
         };
         Ok(Arc::new(UnsyncedStorage::new(storage)))
     }
+}
+
+/// Makes the file that an image is to be written in.
+fn make_target(path: &Path) -> Result<Target> {
+    FileStorage::open(path, &FileOptions::create_new())
+        .map_err(|error| Error::io("create the image", error))?;
+    Ok(Target::New(RemovedUnlessKept { path: path.to_path_buf(), keep: false }))
 }
 
 /// Locks the file at `target`, if there is one, as if it were to be written over. One that may not be opened cannot be
