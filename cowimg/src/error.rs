@@ -88,6 +88,15 @@ pub enum ErrorKind {
         /// Why not.
         source: Box<Error>,
     },
+    /// The image stands alone, and what was asked needs a backing file.
+    #[error("the image has no backing file")]
+    NoBacking,
+    /// No layer below the image has this name.
+    #[error("there is no {name:?} in its backing chain")]
+    NoSuchLayer {
+        /// The name that was looked for.
+        name: String,
+    },
     /// The backing files form a loop.
     #[error("its backing chain comes back to this file")]
     BackingLoop,

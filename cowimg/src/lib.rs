@@ -45,9 +45,9 @@ pub mod storage;
 
 pub use chain::{
     BackingInfo, BackingOptions, BitmapInfo, CacheMode, CreateOptions, CreatePlan, CreateReport,
-    DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LockMode,
-    OpenOptions, Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification,
-    create, inspect, inspect_chain, plan,
+    DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice,
+    LockMode, OpenOptions, Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode,
+    Verification, create, inspect, inspect_chain, plan,
 };
 pub use disk::{Disk, ZeroMode};
 pub use error::{Error, ErrorKind, LockConflict, LockHolder, Result};

@@ -29,20 +29,22 @@ use crate::storage::{Access, Storage};
 /// [`Image::close`] says whether everything reached the file; dropping only tries.
 #[derive(Debug)]
 pub struct Image {
-    top: Engine,
+    pub(super) top: Engine,
     layers: Vec<Layer>,
     /// Whether every write is flushed before it returns.
     writes_through: bool,
+    /// The layer below that is open for writing too, as the image that it is.
+    lower: Option<Box<Image>>,
 }
 
 /// One file of the chain.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Layer {
-    found: Found,
+    found: Arc<Found>,
 }
 
 #[derive(Debug, Clone)]
-enum Engine {
+pub(super) enum Engine {
     Raw(Arc<Raw>),
     Qcow2(Arc<Qcow2>),
 }
@@ -97,6 +99,10 @@ impl Layer {
         &self.found.kind
     }
 
+    pub(super) fn shared_storage(&self) -> &Arc<dyn Storage> {
+        &self.found.storage
+    }
+
     /// What the file said of itself when it was opened.
     pub fn info(&self) -> Result<ImageInfo> {
         ImageInfo::read(&self.found)
@@ -126,26 +132,35 @@ impl Image {
     }
 
     pub(super) fn open_storage_with(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
-        Image::assemble(Found::of_storage(storage, options.format)?, options)
+        Image::assemble(Found::of_storage(storage, options.format, options.access)?, options)
     }
 
     /// Opens the engines from the bottom of the chain up: each receives the disk below it.
     fn assemble(top: Found, options: &OpenOptions) -> Result<Image> {
-        let layers = walk(at_snapshot(top, options)?, options, Purpose::of(options.access))?;
+        let found = walk(at_snapshot(top, options)?, options, Purpose::of(options.access))?;
+        let layers: Vec<Layer> = found.into_iter().map(|found| Layer { found: Arc::new(found) }).collect();
         let mut below: Option<Engine> = None;
-        for (depth, layer) in layers.iter().enumerate().rev() {
-            let access = if depth == 0 { options.access } else { Access::ReadOnly };
-            let engine = Engine::open(layer, below.map(Engine::shared), access, options.cache_size).map_err(
-                |error| match &layer.path {
+        let mut lower = None;
+        for (depth, Layer { found }) in layers.iter().enumerate().rev() {
+            let access = if depth == 0 { options.access } else { found.access };
+            let engine = Engine::open(found, below.map(Engine::shared), access, options.cache_size).map_err(
+                |error| match &found.path {
                     Some(path) => error.at_path(path),
                     None => error,
                 },
             )?;
+            if depth > 0 && access == Access::ReadWrite {
+                let layers = layers[depth..].to_vec();
+                // Whoever writes to it flushes it.
+                let lower_image = Image { top: engine.clone(), layers, writes_through: false, lower: None };
+                lower = Some(Box::new(lower_image));
+            }
             below = Some(engine);
         }
-        let layers = layers.into_iter().map(|found| Layer { found }).collect();
         match below {
-            Some(top) => Ok(Image { top, layers, writes_through: options.cache_mode.writes_through() }),
+            Some(top) => {
+                Ok(Image { top, layers, writes_through: options.cache_mode.writes_through(), lower })
+            }
             None => Err(Error::invalid("an image has at least one layer")),
         }
     }
@@ -168,6 +183,15 @@ impl Image {
         match &self.top {
             Engine::Raw(_) => None,
             Engine::Qcow2(qcow2) => Some(qcow2.cluster_size()),
+        }
+    }
+
+    /// Bytes in the smallest part of the disk that the image can hold alone: a cluster, or a subcluster where clusters are
+    /// divided; none for a raw image.
+    pub(crate) fn subcluster_size(&self) -> Option<u64> {
+        match &self.top {
+            Engine::Raw(_) => None,
+            Engine::Qcow2(qcow2) => Some(qcow2.subcluster_size()),
         }
     }
 
@@ -302,8 +326,9 @@ impl Image {
             Engine::Raw(_) => Kind::Raw,
             Engine::Qcow2(qcow2) => Kind::Qcow2(Box::new(qcow2.header())),
         };
-        let storage = Arc::clone(&layer.found.storage);
-        let now = Found { path: layer.found.path.clone(), storage, file: layer.found.file.clone(), kind };
+        let found = &layer.found;
+        let (storage, file) = (Arc::clone(&found.storage), found.file.clone());
+        let now = Found { path: found.path.clone(), storage, file, kind, access: found.access };
         self.named(ImageInfo::read(&now))
     }
 
@@ -320,11 +345,38 @@ impl Image {
     /// Writes everything out and says whether that succeeded. Afterwards the image's file is complete and holds no
     /// cluster that nothing refers to.
     pub fn close(self) -> Result<()> {
-        let closed = match &self.top {
+        let lower = self.lower.as_ref().map_or(Ok(()), |lower| lower.finish());
+        lower.and(self.finish())
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.named(match &self.top {
             Engine::Raw(raw) => raw.flush(),
             Engine::Qcow2(qcow2) => qcow2.close(),
-        };
-        self.named(closed)
+        })
+    }
+
+    /// The layer below that [`OpenOptions::writable_layer`] chose, as the image that it is with the layers below it.
+    pub fn writable_layer(&self) -> Option<&Image> {
+        self.lower.as_deref()
+    }
+
+    /// Takes everything out of an image with a backing file, so that all of its disk shows what is below: what
+    /// [`crate::job::commit`] ends with. The rest of the image, snapshots and bitmaps too, stays. Metadata alone is
+    /// written; a crash leaves each cluster as it was or taken out.
+    pub fn make_empty(&self) -> Result<()> {
+        self.named(match &self.top {
+            Engine::Qcow2(qcow2) if self.layers.len() > 1 => qcow2.make_empty(),
+            _ => Err(Error::new(ErrorKind::NoBacking)),
+        })
+    }
+
+    /// Makes the range read as zeroes also over another backing file than the one that is open.
+    pub(crate) fn mask(&self, range: ByteRange) -> Result<()> {
+        match &self.top {
+            Engine::Raw(raw) => self.named(raw.write_zeroes(range, ZeroMode::Unmap)),
+            Engine::Qcow2(qcow2) => self.named(qcow2.mask(range)),
+        }
     }
 
     /// After each write.
@@ -337,7 +389,7 @@ impl Image {
     }
 
     /// An error with the image's name, unless it names a file already.
-    fn named<T>(&self, result: Result<T>) -> Result<T> {
+    pub(super) fn named<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match self.layers.first().and_then(Layer::path) {
             Some(path) => error.at_path(path),
             None => error,

@@ -2,6 +2,7 @@
 //!
 //! Start at [`Image`].
 
+mod backing;
 mod cache_mode;
 mod check;
 mod create;
@@ -27,6 +28,6 @@ pub use file_use::LockMode;
 pub use image::{Image, Layer};
 pub use info::{BackingInfo, BitmapInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
 pub(crate) use look::Look;
-pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, OpenOptions};
+pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, LayerChoice, OpenOptions};
 pub use policy::FilePolicy;
 pub use staged::StagedImage;

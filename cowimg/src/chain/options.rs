@@ -1,5 +1,6 @@
 //! How an image is opened.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +17,16 @@ pub const DEFAULT_CACHE_SIZE: u64 = 32 << 20;
 /// The most layers that a chain may have, unless a caller says otherwise.
 pub const DEFAULT_MAX_DEPTH: usize = 256;
 
+/// A layer below an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayerChoice {
+    /// The image's own backing file.
+    Below,
+    /// The layer whose file this is, from the top. A relative name starts at the folder of the image above it, as the
+    /// names in images do.
+    Named(OsString),
+}
+
 /// How to open an image; made by [`Image::options`].
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
@@ -27,6 +38,15 @@ pub struct OpenOptions {
     pub(super) cache_mode: CacheMode,
     pub(super) lock: LockMode,
     pub(super) snapshot: Option<SnapshotSelector>,
+    pub(super) writable_layer: Option<LayerChoice>,
+    pub(super) below: Option<Below>,
+}
+
+/// What stands in for the file that an image names as its backing file.
+#[derive(Debug, Clone)]
+pub(super) struct Below {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) options: Box<OpenOptions>,
 }
 
 impl Default for OpenOptions {
@@ -40,12 +60,15 @@ impl Default for OpenOptions {
             cache_mode: CacheMode::WriteBack,
             lock: LockMode::Auto,
             snapshot: None,
+            writable_layer: None,
+            below: None,
         }
     }
 }
 
 impl OpenOptions {
-    /// Whether the image is to be written; reading is the default. Its backing files are never written.
+    /// Whether the image is to be written; reading is the default. Its backing files are not, save
+    /// the one that [`OpenOptions::writable_layer`] names.
     #[must_use]
     pub fn access(mut self, access: Access) -> OpenOptions {
         self.access = access;
@@ -110,6 +133,25 @@ impl OpenOptions {
     /// Opens the image at `path` and its whole backing chain. Where one of the files is in use in a way that does not
     /// go together with this, the error is [`ErrorKind::Locked`](crate::ErrorKind::Locked), for a backing file within
     /// [`ErrorKind::Backing`](crate::ErrorKind::Backing).
+    /// Opens this layer for writing, too, so that [`crate::job::commit`] can write what is above into it. Opening fails with
+    /// [`ErrorKind::NoBacking`](crate::ErrorKind::NoBacking) or [`ErrorKind::NoSuchLayer`](crate::ErrorKind::NoSuchLayer)
+    /// when there is no such layer.
+    #[must_use]
+    pub fn writable_layer(mut self, choice: LayerChoice) -> OpenOptions {
+        self.writable_layer = Some(choice);
+        self
+    }
+
+    /// What the image's backing file is, whatever name the image has for it: the image in `storage`, of the format in
+    /// `options`. What is below that one follows from `options` in the same way. An image without a backing file has
+    /// none all the same.
+    #[must_use]
+    pub fn backing_storage(mut self, storage: Arc<dyn Storage>, options: OpenOptions) -> OpenOptions {
+        self.below = Some(Below { storage, options: Box::new(options) });
+        self
+    }
+
+    /// Opens the image at `path` and its whole backing chain.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         Image::open_with(path.as_ref(), self)
     }

@@ -3,13 +3,14 @@
 //! This is the only place that follows names from image to image, and so the place of every rule about it: relative
 //! names, stated formats, loops, depth, policy.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file_use::{Purpose, file_use};
 use super::names;
-use super::options::OpenOptions;
+use super::options::{LayerChoice, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
@@ -25,6 +26,8 @@ pub(super) struct Found {
     /// The file in `storage`, which holds the lock; none for a storage that the caller brought.
     pub(super) file: Option<Arc<FileStorage>>,
     pub(super) kind: Kind,
+    /// How the storage was opened.
+    pub(super) access: Access,
 }
 
 /// What a layer is.
@@ -65,13 +68,23 @@ impl Found {
         // Nothing but the bytes that tell the format has been read before this.
         file.lock(file_use(format, purpose, options.lock)?)?;
         let kind = Kind::read(format, &*storage)?;
-        Ok(Found { path: Some(path.to_path_buf()), storage, file: Some(file), kind })
+        Ok(Found {
+            path: Some(path.to_path_buf()),
+            storage,
+            file: Some(file),
+            kind,
+            access: purpose.access(),
+        })
     }
 
     /// Reads what `storage` is: the stated format, or what its first bytes look like.
-    pub(super) fn of_storage(storage: Arc<dyn Storage>, format: Option<Format>) -> Result<Found> {
+    pub(super) fn of_storage(
+        storage: Arc<dyn Storage>,
+        format: Option<Format>,
+        access: Access,
+    ) -> Result<Found> {
         let kind = Kind::read(stated_or_probed(&*storage, format)?, &*storage)?;
-        Ok(Found { path: None, storage, file: None, kind })
+        Ok(Found { path: None, storage, file: None, kind, access })
     }
 
     /// Name and stated format of the backing file, if there is one.
@@ -120,59 +133,119 @@ fn probe_format(storage: &dyn Storage) -> Result<Format> {
     }
 }
 
-/// All layers from `top`, which was opened for `purpose`, down. Backing files are opened for reading only.
+/// All layers from `top`, which was opened for `purpose`, down. Backing files are opened for reading only, save the one
+/// that is chosen to be written.
 pub(super) fn walk(top: Found, options: &OpenOptions, purpose: Purpose) -> Result<Vec<Found>> {
     let mut seen = Vec::new();
     if let Some(file) = &top.file {
         remember(file, &mut seen).map_err(|error| with_path(error, Some(&top)))?;
     }
     let mut layers = vec![top];
+    let choice = options.writable_layer.as_ref();
+    let mut descent = Descent { options, stand_in: Some(options), purpose: purpose.below(), choice };
     while let Some(above) = layers.last() {
-        let Some(next) = open_below(above, options, purpose.below())? else { break };
+        let Some(next) = descent.open_below(above)? else { break };
         if layers.len() >= options.max_depth {
             let deep = Error::new(ErrorKind::ChainTooDeep { limit: options.max_depth });
             return Err(with_path(deep, layers.first()));
         }
-        // Before the lock, which would be refused to a layer that is met again.
-        remember(&next.file, &mut seen).map_err(|error| with_path(error, Some(above)))?;
-        let next = next.found(above, purpose.below())?;
+        if let Place::File { file, .. } = &next.place {
+            // Before the lock, which would be refused to a layer that is met again.
+            remember(file, &mut seen).map_err(|error| with_path(error, Some(above)))?;
+        }
+        let next = next.found().map_err(|error| as_backing_of(above, error))?;
         layers.push(next);
     }
-    Ok(layers)
+    let missing = match descent.choice {
+        None => return Ok(layers),
+        Some(LayerChoice::Below) => ErrorKind::NoBacking,
+        Some(LayerChoice::Named(name)) => {
+            ErrorKind::NoSuchLayer { name: name.to_string_lossy().into_owned() }
+        }
+    };
+    Err(with_path(Error::new(missing), layers.first()))
 }
 
 /// A backing file that is open, and that nothing has been read from.
 struct Below {
-    path: PathBuf,
-    file: FileStorage,
+    place: Place,
     options: OpenOptions,
+    purpose: Purpose,
+}
+
+enum Place {
+    File { path: PathBuf, file: FileStorage },
+    Storage(Arc<dyn Storage>),
 }
 
 impl Below {
-    /// Locks it for `purpose`, and reads what it is.
-    fn found(self, above: &Found, purpose: Purpose) -> Result<Found> {
-        Found::of_file(&self.path, self.file, &self.options, purpose)
-            .map_err(|error| as_backing_of(above, error.at_path(&self.path)))
+    /// Locks it, and reads what it is.
+    fn found(self) -> Result<Found> {
+        match self.place {
+            Place::File { path, file } => {
+                Found::of_file(&path, file, &self.options, self.purpose).map_err(|error| error.at_path(&path))
+            }
+            Place::Storage(storage) => Found::of_storage(storage, self.options.format, self.purpose.access()),
+        }
     }
 }
 
-/// Opens the file below `above`, if it names one.
-fn open_below(above: &Found, options: &OpenOptions, purpose: Purpose) -> Result<Option<Below>> {
-    let Some((name, format)) = above.backing() else { return Ok(None) };
-    let refused = |why| {
-        let name = String::from_utf8_lossy(name).into_owned();
-        with_path(Error::new(ErrorKind::Refused { name, role: "backing file", why }), Some(above))
-    };
-    if options.backing == super::FilePolicy::DenyAll {
-        return Err(refused("no other file may be named"));
+/// The way down a chain.
+struct Descent<'a> {
+    options: &'a OpenOptions,
+    /// The options that may name a storage for the next layer.
+    stand_in: Option<&'a OpenOptions>,
+    /// What layers are opened for.
+    purpose: Purpose,
+    /// The layer that is to be opened for writing, until it is met.
+    choice: Option<&'a LayerChoice>,
+}
+
+impl Descent<'_> {
+    /// Opens the file below `above`, if it names one.
+    fn open_below(&mut self, above: &Found) -> Result<Option<Below>> {
+        let Some((name, format)) = above.backing() else { return Ok(None) };
+        if let Some(below) = self.stand_in.take().and_then(|options| options.below.as_ref()) {
+            self.stand_in = Some(&below.options);
+            let place = Place::Storage(Arc::clone(&below.storage));
+            let options = OpenOptions::clone(&below.options);
+            return Ok(Some(Below { place, options, purpose: self.purpose_of(None, above) }));
+        }
+        let refused = |why| {
+            let name = String::from_utf8_lossy(name).into_owned();
+            with_path(Error::new(ErrorKind::Refused { name, role: "backing file", why }), Some(above))
+        };
+        if self.options.backing == super::FilePolicy::DenyAll {
+            return Err(refused("no other file may be named"));
+        }
+        let context = |error| as_backing_of(above, error);
+        let path = names::resolve(name, above.path.as_deref()).map_err(context)?;
+        let format = stated_format(format).map_err(context)?;
+        let options = OpenOptions { format, ..self.options.clone() };
+        let purpose = self.purpose_of(Some(&path), above);
+        // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
+        let file = open_file(&path, &options, purpose).map_err(context)?;
+        options.backing.check(&path, above.path.as_deref()).map_err(refused)?;
+        Ok(Some(Below { place: Place::File { path, file }, options, purpose }))
     }
-    let context = |error| as_backing_of(above, error);
-    let path = names::resolve(name, above.path.as_deref()).map_err(context)?;
-    let options = OpenOptions { format: stated_format(format).map_err(context)?, ..options.clone() };
-    // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
-    let file = open_file(&path, &options, purpose).map_err(context)?;
-    options.backing.check(&path, above.path.as_deref()).map_err(refused)?;
-    Ok(Some(Below { path, file, options }))
+
+    /// What the layer at `path` is opened for: to be written, if it is the one that is meant.
+    fn purpose_of(&mut self, path: Option<&Path>, above: &Found) -> Purpose {
+        let is_meant = match self.choice {
+            None => false,
+            Some(LayerChoice::Below) => true,
+            Some(LayerChoice::Named(name)) => {
+                let meant = names::resolve(name.as_bytes(), above.path.as_deref()).ok();
+                let meant = meant.and_then(|meant| meant.canonicalize().ok());
+                meant.is_some() && path.and_then(|path| path.canonicalize().ok()) == meant
+            }
+        };
+        if !is_meant {
+            return self.purpose;
+        }
+        self.choice = None;
+        Purpose::Write
+    }
 }
 
 /// What `error` of a backing file is to the image above it, which names it.

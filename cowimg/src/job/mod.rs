@@ -2,11 +2,16 @@
 //! cancelled through a [`Control`](crate::progress::Control), and says in its documentation what a cancelled run
 //! leaves behind.
 
+mod commit;
 mod compare;
 mod convert;
+mod in_turn;
 mod measure;
+mod pace;
+mod rebase;
 mod zero_scan;
 
+pub use commit::{Afterwards, CommitOptions, CommitReport, commit};
 pub use compare::{
     CompareError, CompareOptions, CompareStep, Comparison, Difference, Side, Strictness, compare,
 };
@@ -15,6 +20,7 @@ pub use convert::{
     convert_parts,
 };
 pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
+pub use rebase::{NewBacking, RebaseOptions, RebaseReport, rebase};
 
 /// Threads that a job uses unless its caller says otherwise: one for each processor, and no more than storage has use for.
 fn default_threads() -> usize {

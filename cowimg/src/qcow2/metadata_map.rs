@@ -47,6 +47,11 @@ impl MetadataMap {
         *self.words.write().unwrap_or_else(PoisonError::into_inner) = words;
     }
 
+    /// Takes every mark away.
+    pub(super) fn clear(&self) {
+        self.words.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The first marked cluster among `count` from `first` on.
     pub(super) fn first_marked(&self, first: u64, count: u64) -> Option<u64> {
         let words = self.words.read().unwrap_or_else(PoisonError::into_inner);

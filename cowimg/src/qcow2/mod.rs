@@ -16,7 +16,8 @@
 //! | `snapshots`, `snapshot_table` | internal snapshots |
 //! | `in_flight` | operations at the same time |
 //! | `failed` | rule W8 |
-//! | `header_update` | rules W5 and W7 |
+//! | `header_update`, `header_rewrite` | rules W5 and W7 |
+//! | `empty` | gives everything that an overlay holds back to what is below |
 //! | `resize`, `extents`, `check` | what their names say |
 //!
 //! # Locks, in the order in which they are taken
@@ -39,8 +40,10 @@ mod copied;
 mod create;
 mod divided;
 mod draft;
+mod empty;
 mod extents;
 mod failed;
+mod header_rewrite;
 mod header_update;
 mod in_flight;
 mod l1_table;
@@ -128,6 +131,11 @@ impl Qcow2 {
     /// Bytes in a cluster.
     pub(crate) fn cluster_size(&self) -> u64 {
         self.geometry.cluster_size()
+    }
+
+    /// Bytes in a subcluster; in a cluster, where clusters are not divided.
+    pub(crate) fn subcluster_size(&self) -> u64 {
+        self.geometry.subcluster_size()
     }
 
     /// How compressed clusters are compressed.

@@ -83,6 +83,16 @@ impl Refcounts {
         })
     }
 
+    /// The refcounts of the same image after its tables were replaced by the one at `location`.
+    pub(super) fn loaded_anew(
+        &self,
+        storage: &dyn Storage,
+        location: (HostOffset, u64),
+    ) -> Result<Refcounts> {
+        let anew = Refcounts::load(storage, self.geometry, location, 0)?;
+        Ok(Refcounts { max_blocks: self.max_blocks, ..anew })
+    }
+
     /// Where the table stands in the file, and its length in clusters.
     pub(super) fn table_location(&self) -> (HostOffset, u64) {
         (self.table_offset, self.table_clusters)

@@ -159,7 +159,7 @@ impl Qcow2 {
     }
 
     /// Runs `change` while no other change of the disk, no commit and no read runs.
-    fn change_whole_disk(
+    pub(super) fn change_whole_disk(
         &self,
         change: impl FnOnce(&Qcow2, &mut std::sync::MutexGuard<'_, Metadata>) -> Result<()>,
     ) -> Result<()> {

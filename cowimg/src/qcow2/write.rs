@@ -189,7 +189,7 @@ impl Qcow2 {
 
 impl Qcow2 {
     /// An entry that points at a table must not take the table with it when it goes.
-    fn refuse_freeing_metadata(&self, cluster: GuestCluster, old: &L2Entry) -> Result<()> {
+    pub(super) fn refuse_freeing_metadata(&self, cluster: GuestCluster, old: &L2Entry) -> Result<()> {
         let Some(freed) = Freed::of_entry(old, self.geometry, Space::Keep) else { return Ok(()) };
         let guest = self.geometry.guest_offset(cluster).get();
         let host = self.geometry.host_offset(HostCluster(freed.clusters.start));

@@ -12,13 +12,15 @@ use crate::range::ByteRange;
 enum Wish {
     Zero(ZeroMode),
     Discard,
+    /// Zeroes, whatever is below now or later.
+    Mask,
 }
 
 impl Wish {
     fn space(self) -> Space {
         match self {
             Wish::Zero(ZeroMode::KeepSpace) => Space::Keep,
-            Wish::Zero(ZeroMode::Unmap) | Wish::Discard => Space::Release,
+            Wish::Zero(ZeroMode::Unmap) | Wish::Discard | Wish::Mask => Space::Release,
         }
     }
 }
@@ -41,6 +43,34 @@ impl Qcow2 {
             (Version::V2, ZeroMode::KeepSpace) => self.write_zero_bytes(whole)?,
         }
         self.zero_parts(ByteRange::between(whole.end().max(range.start()), range.end()))
+    }
+
+    /// Makes the range read as zeroes even when another disk takes the backing disk's place: nothing is left to it.
+    pub(crate) fn mask(&self, range: ByteRange) -> Result<()> {
+        let _change = self.lock_change();
+        self.check_bounds(range.start(), range.len())?;
+        self.begin_change()?;
+        let whole = match self.version {
+            Version::V3 => self.whole_clusters(range),
+            // Version 2 has no zero clusters.
+            Version::V2 => ByteRange::between(range.end(), range.end()),
+        };
+        self.store_zeroes(ByteRange::between(range.start(), whole.start()))?;
+        self.remap(whole, Wish::Mask)?;
+        self.store_zeroes(ByteRange::between(whole.end(), range.end()))
+    }
+
+    /// Writes zeroes as data.
+    fn store_zeroes(&self, range: ByteRange) -> Result<()> {
+        const STEP: u64 = 1 << 20;
+        let zeroes = vec![0; STEP.min(range.len()) as usize];
+        let mut at = range;
+        while !at.is_empty() {
+            let len = STEP.min(at.len());
+            self.write(&zeroes[..len as usize], at.start())?;
+            at = ByteRange::between(at.start() + len, at.end());
+        }
+        Ok(())
     }
 
     /// Drops whole clusters of the range; what is left of it stays as it is.
@@ -141,6 +171,8 @@ impl Qcow2 {
     fn wished(&self, wish: Wish, cluster: GuestCluster, old: &L2Entry) -> L2Entry {
         let shows_below = self.backing_covers(self.cluster_range(cluster));
         match (wish, old) {
+            (Wish::Mask, L2Entry::Zero(_)) => *old,
+            (Wish::Mask, _) => L2Entry::Zero(None),
             (_, L2Entry::Unallocated) if !shows_below => L2Entry::Unallocated,
             // Without zero clusters a discarded cluster would show what is below: older data than the guest's own.
             (Wish::Discard, _) if shows_below && self.version == Version::V2 => *old,
