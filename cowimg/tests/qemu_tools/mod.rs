@@ -37,16 +37,30 @@ fn find(tool: &str) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(tool))
 }
 
+/// Whether `tool` is there.
+pub(crate) fn is_installed(tool: &str) -> bool {
+    find(tool).is_file()
+}
+
+/// `tool`, to be given arguments and started.
+pub(crate) fn command(tool: &str) -> Command {
+    let mut command = Command::new(find(tool));
+    command.env("LC_ALL", "C");
+    command
+}
+
 /// Runs `tool` and gives its answer, whatever the exit code is.
 pub(crate) fn answer_of<A: AsRef<OsStr>>(tool: &str, arguments: &[A]) -> Answer {
-    let mut command = Command::new(find(tool));
-    command.args(arguments).env("LC_ALL", "C");
-    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            panic!("`{tool}` is not installed, and this test compares with it: install {}", package_of(tool))
-        }
-        _ => panic!("`{tool}` could not be run: {error}"),
-    });
+    let Output { status, stdout, stderr } =
+        command(tool).args(arguments).output().unwrap_or_else(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                panic!(
+                    "`{tool}` is not installed, and this test compares with it: install {}",
+                    package_of(tool)
+                )
+            }
+            _ => panic!("`{tool}` could not be run: {error}"),
+        });
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     Answer { code: status.code().unwrap_or(-1), text }
 }

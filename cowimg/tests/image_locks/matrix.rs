@@ -1,0 +1,142 @@
+//! Every operation on every file beside every holder.
+
+use cowimg::{Access, Format};
+
+use crate::holder::{Holder, Manner, Who};
+use crate::lab::{FILES, Lab};
+use crate::operation::{
+    OPERATIONS, Operation, Outcome, holder_in, outcome_of, replace_by_qemu, try_replacing_by_library,
+};
+
+/// What was done or refused, in the order of the files and operations.
+type Outcomes = Vec<(&'static str, Operation, Outcome)>;
+
+/// Tries everything beside `holder` and compares the library with QEMU at every step.
+fn compare_beside(lab: &Lab, holder: &Holder, what: &str) -> Outcomes {
+    let mut outcomes = Vec::new();
+    for name in FILES {
+        let path = lab.path(name);
+        for operation in OPERATIONS {
+            let before = lab.contents();
+            let ours = operation.try_by_library(&path);
+            assert!(lab.contents() == before, "{what}: {operation:?} of {name} changed a file");
+            let theirs = operation.try_by_qemu(&path);
+            assert_eq!(outcome_of(&ours), theirs, "{what}: {operation:?} of {name}: {ours:?}");
+            assert_holder_is_named(&ours, holder, what);
+            outcomes.push((name, operation, theirs));
+        }
+    }
+    compare_replacing(lab, holder, what);
+    outcomes
+}
+
+/// Each file gives way to a new image; the last thing that is tried, because QEMU's program really does it.
+fn compare_replacing(lab: &Lab, holder: &Holder, what: &str) {
+    for (name, format) in FILES.into_iter().zip([Format::Qcow2, Format::Qcow2, Format::Raw, Format::Qcow2]) {
+        let path = lab.path(name);
+        let before = lab.contents();
+        let ours = try_replacing_by_library(&path, format);
+        assert!(lab.contents() == before, "{what}: replacing {name} has changed a file");
+        assert_eq!(outcome_of(&ours), replace_by_qemu(&path, format), "{what}: replacing {name}: {ours:?}");
+        assert_holder_is_named(&ours, holder, what);
+    }
+}
+
+fn assert_holder_is_named(result: &Result<(), cowimg::Error>, holder: &Holder, what: &str) {
+    let Err(error) = result else { return };
+    let named = holder_in(error).unwrap_or_else(|| panic!("{what}: the refusal names nobody: {result:?}"));
+    assert_eq!(named.pid, holder.pid(), "{what}: {result:?}");
+    assert!(named.command.is_some(), "{what}: {result:?}");
+}
+
+/// The same with `qemu-io` and with the library as holders; which of them it is makes no difference to anybody.
+fn compare_holders(manner: Manner, name: &str) {
+    let [by_qemu, by_library] = [Who::QemuIo, Who::Library].map(|who| {
+        let lab = Lab::new();
+        let holder = Holder::of(who, manner, &lab.path(name));
+        compare_beside(&lab, &holder, &format!("{who:?} {manner:?} {name}"))
+    });
+    assert_eq!(by_qemu, by_library, "{manner:?} {name}: the library holds it otherwise than qemu-io does");
+}
+
+#[test]
+fn beside_a_writer_of_a_base() {
+    compare_holders(Manner::Writing, "base.qcow2");
+}
+
+#[test]
+fn beside_a_reader_of_a_base() {
+    compare_holders(Manner::Reading, "base.qcow2");
+}
+
+#[test]
+fn beside_a_reader_that_shares() {
+    compare_holders(Manner::Sharing, "base.qcow2");
+    compare_holders(Manner::Sharing, "over-raw.qcow2");
+}
+
+#[test]
+fn beside_a_writer_of_an_overlay() {
+    compare_holders(Manner::Writing, "top.qcow2");
+}
+
+#[test]
+fn beside_a_reader_of_an_overlay() {
+    compare_holders(Manner::Reading, "top.qcow2");
+}
+
+#[test]
+fn beside_a_writer_of_a_raw_image() {
+    compare_holders(Manner::Writing, "base.raw");
+}
+
+#[test]
+fn beside_a_reader_of_a_raw_image() {
+    compare_holders(Manner::Reading, "base.raw");
+}
+
+#[test]
+fn beside_a_writer_of_an_overlay_on_a_raw_image() {
+    compare_holders(Manner::Writing, "over-raw.qcow2");
+}
+
+#[test]
+fn beside_an_export() {
+    for (name, access) in [
+        ("base.qcow2", Access::ReadWrite),
+        ("top.qcow2", Access::ReadOnly),
+        ("base.raw", Access::ReadWrite),
+        ("base.raw", Access::ReadOnly),
+    ] {
+        let lab = Lab::new();
+        let Some(holder) = Holder::export(&lab.path(name), access) else {
+            eprintln!("skipped: qemu-storage-daemon is not installed (Debian: qemu-system-common)");
+            return;
+        };
+        compare_beside(&lab, &holder, &format!("export {access:?} {name}"));
+    }
+}
+
+#[test]
+fn beside_a_guests_raw_disk() {
+    let lab = Lab::new();
+    let holder = Holder::guest(&lab.path("base.raw"));
+    compare_beside(&lab, &holder, "a guest's disk");
+}
+
+/// Nobody is there, so that everything may be done: the matrix above does not compare failures of another kind.
+#[test]
+fn beside_nobody_nothing_is_refused() {
+    let lab = Lab::new();
+    for name in FILES {
+        for operation in OPERATIONS {
+            let path = lab.path(name);
+            assert_eq!(
+                outcome_of(&operation.try_by_library(&path)),
+                Outcome::Done,
+                "{operation:?} of {name}"
+            );
+            assert_eq!(operation.try_by_qemu(&path), Outcome::Done, "{operation:?} of {name}");
+        }
+    }
+}
