@@ -4,8 +4,9 @@
 
 use std::fmt;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::Extent;
+use crate::format::qcow2::layout::Preallocation;
 use crate::range::ByteRange;
 
 /// What may become of the space behind a range that is to read as zeroes.
@@ -15,6 +16,42 @@ pub enum ZeroMode {
     KeepSpace,
     /// Give the space back where that is possible.
     Unmap,
+}
+
+/// Whether a resize may take bytes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Shrink {
+    /// It may not: a smaller size is refused.
+    #[default]
+    Refuse,
+    /// It may: what lies beyond the new end is lost.
+    Allow,
+}
+
+/// How a disk gets another size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResizeOptions {
+    /// How space is taken for what is new; anything but off wants a larger size.
+    pub preallocation: Preallocation,
+    /// Whether the disk may become smaller.
+    pub shrink: Shrink,
+}
+
+impl ResizeOptions {
+    /// Refuses what makes no sense for any format.
+    pub(crate) fn check(&self, old_size: u64, new_size: u64) -> Result<()> {
+        if new_size <= old_size && self.preallocation != Preallocation::Off {
+            return Err(Error::invalid(
+                "only an image that grows can be preallocated: there is no new space",
+            ));
+        }
+        if new_size < old_size && self.shrink == Shrink::Refuse {
+            return Err(Error::invalid(format!(
+                "the disk has {old_size} bytes and would lose all beyond {new_size}, which was not allowed"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// A guest's disk.

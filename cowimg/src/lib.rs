@@ -49,13 +49,13 @@ pub use chain::{
     LockMode, OpenOptions, Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode,
     Verification, create, inspect, inspect_chain, plan,
 };
-pub use disk::{Disk, ZeroMode};
+pub use disk::{Disk, ResizeOptions, Shrink, ZeroMode};
 pub use error::{Error, ErrorKind, LockConflict, LockHolder, Result};
 pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;
 pub use format::qcow2::layout::{LazyRefcounts, Preallocation};
 pub use format::qcow2::{CompressionType, Version};
-pub use qcow2::{NewSnapshot, SnapshotNames, SnapshotSelector};
+pub use qcow2::{NewSnapshot, SnapshotNames, SnapshotSelector, SnapshotSize};
 pub use range::ByteRange;
 pub use storage::Access;
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::disk::{Disk, ZeroMode};
+use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::format::qcow2::layout::Preallocation;
 use crate::range::ByteRange;
 use crate::storage::{Storage, StorageExt, StorageExtentKind};
 
@@ -28,17 +29,28 @@ impl Raw {
         Ok(Raw { storage, writable, size: AtomicU64::new(len.next_multiple_of(512)) })
     }
 
-    /// Changes the size to `new_size` bytes, which is not smaller.
-    pub(crate) fn grow(&self, new_size: u64) -> Result<()> {
+    /// Changes the size to `new_size` bytes. A device has the size that it has.
+    pub(crate) fn resize(&self, new_size: u64, options: &ResizeOptions) -> Result<()> {
         self.check_writable()?;
-        if new_size < self.size() {
-            return Err(Error::unsupported(format!(
-                "shrinking a raw image (from {} to {new_size} bytes) is not supported",
-                self.size()
-            )));
-        }
-        self.storage.set_len(new_size).map_err(|error| Error::io("grow the file", error))?;
-        self.size.store(new_size, Ordering::Release);
+        let old_size = self.size();
+        options.check(old_size, new_size)?;
+        let old_len = self.storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+        let new = ByteRange::between(old_len.min(new_size), new_size);
+        let resized = match options.preallocation {
+            Preallocation::Metadata => {
+                return Err(Error::unsupported("a raw image has no metadata that could be preallocated"));
+            }
+            Preallocation::Off => Ok(()),
+            Preallocation::Falloc => self.storage.allocate(new),
+            Preallocation::Full => self.storage.write_every_byte(new),
+        };
+        let resized = resized.and_then(|()| self.storage.set_len(new_size));
+        resized.map_err(|error| {
+            // Space that was taken on the way is of no use to anybody.
+            let _as_it_was = self.storage.set_len(old_len);
+            Error::io("change the length of the file", error)
+        })?;
+        self.size.store(new_size.next_multiple_of(512), Ordering::Release);
         Ok(())
     }
 

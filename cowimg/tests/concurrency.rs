@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cowimg::storage::MemoryStorage;
-use cowimg::{Access, BackingOptions, ByteRange, CreateOptions, Format, Image, ZeroMode};
+use cowimg::{Access, BackingOptions, ByteRange, CreateOptions, Format, Image, ResizeOptions, ZeroMode};
 use seeded::Rng;
 
 const THREADS: u64 = 8;
@@ -224,7 +224,7 @@ fn a_disk_grows_while_it_is_written() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for sectors in (start_sectors..=SECTORS).step_by(61).chain([SECTORS]) {
-                image.grow(sectors * SECTOR).expect("the disk grows");
+                image.resize(sectors * SECTOR, &ResizeOptions::default()).expect("the disk grows");
             }
         });
         for number in 1..THREADS {

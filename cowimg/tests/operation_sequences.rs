@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use cowimg::storage::{MemoryStorage, Storage};
 use cowimg::{
-    Access, BackingOptions, ByteRange, CreateOptions, Format, Image, Qcow2CreateOptions, Version, ZeroMode,
+    Access, BackingOptions, ByteRange, CreateOptions, Format, Image, Qcow2CreateOptions, ResizeOptions,
+    Version, ZeroMode,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -156,7 +157,7 @@ impl Pair {
             Step::Reopen => return self.reopened(),
             Step::Grow { sectors } => {
                 let size = self.model.len() + usize::from(sectors) * 512;
-                self.image.grow(size as u64).expect("the resize succeeds");
+                self.image.resize(size as u64, &ResizeOptions::default()).expect("the resize succeeds");
                 self.model.resize(size, 0);
             }
         }

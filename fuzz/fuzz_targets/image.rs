@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use cowimg::storage::MemoryStorage;
-use cowimg::{Access, ByteRange, FilePolicy, Format, Image, Result, ZeroMode};
+use cowimg::{Access, ByteRange, FilePolicy, Format, Image, ResizeOptions, Result, ZeroMode};
 use libfuzzer_sys::fuzz_target;
 
 /// A hostile image may be exabytes long: so many of its extents are looked at, and so many bytes of each.
@@ -52,6 +52,6 @@ fn change(image: &Image, is_sound: bool) -> Result<()> {
         image.discard(range)?;
         image.flush()?;
     }
-    image.grow(image.size().saturating_add(1 << 20))?;
+    image.resize(image.size().saturating_add(1 << 20), &ResizeOptions::default())?;
     image.flush()
 }

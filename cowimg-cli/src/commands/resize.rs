@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use cowimg::Format;
+use cowimg::{Format, ResizeOptions};
 
 use crate::args::image::parse_format;
 use crate::args::path_parser;
@@ -46,7 +46,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let image = open_to_write(&args.file, args.format)?;
     let size = new_size(image.size(), args.size)?;
-    image.grow(size)?;
+    image.resize(size, &ResizeOptions::default())?;
     image.close()?;
     if !args.quiet {
         writeln!(out, "Image resized.")?;

@@ -15,7 +15,7 @@ use crate::format::qcow2::layout::{BackingName, FreshParams, LazyRefcounts, Prea
 use crate::format::qcow2::{CompressionType, Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Version};
 use crate::qcow2;
 use crate::range::ByteRange;
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageExt};
 
 /// What to do when the name is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -183,7 +183,7 @@ fn write_raw(storage: &dyn Storage, size: u64, preallocation: Preallocation) -> 
     match preallocation {
         Preallocation::Off | Preallocation::Metadata => storage.set_len(size),
         Preallocation::Falloc => storage.allocate(whole),
-        Preallocation::Full => qcow2::write_every_byte(storage, whole),
+        Preallocation::Full => storage.write_every_byte(whole),
     }
     .map_err(|error| Error::io("write the image", error))
 }

@@ -9,7 +9,7 @@ use super::file_use::{Purpose, lock_for_resizing};
 use super::info::ImageInfo;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
-use crate::disk::{Disk, ZeroMode};
+use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::probe::Format;
@@ -240,15 +240,22 @@ impl Image {
         self.named(self.disk().extent_at(offset, max_len))
     }
 
-    /// Grows the disk to `new_size` bytes, a multiple of 512. The new part reads as zeroes, whatever a larger backing
-    /// file has there. Shrinking is refused.
-    pub fn grow(&self, new_size: u64) -> Result<()> {
+    /// Changes the size of the disk to `new_size` bytes, which for qcow2 images is a multiple of 512. A part that is new
+    /// reads as zeroes, whatever a larger backing file has there; what lies past a smaller end is lost, and its space goes
+    /// back to the host.
+    ///
+    /// The new size is durable when the call returns. A crash before leaves the old size or the new one; where the disk
+    /// was to become smaller, parts beyond the new end may read as zeroes already. Calls that change the disk wait.
+    ///
+    /// Refused are a smaller size where [`ResizeOptions::shrink`] does not allow it, preallocation of what is not new or
+    /// by a raw image's metadata, another size for a device, and a version 2 image with snapshots.
+    pub fn resize(&self, new_size: u64, options: &ResizeOptions) -> Result<()> {
         if let Some(file) = self.layers.first().and_then(|layer| layer.found.file.as_ref()) {
             self.named(lock_for_resizing(file))?;
         }
         self.named(match &self.top {
-            Engine::Raw(raw) => raw.grow(new_size),
-            Engine::Qcow2(qcow2) => qcow2.grow(new_size),
+            Engine::Raw(raw) => raw.resize(new_size, options),
+            Engine::Qcow2(qcow2) => qcow2.resize(new_size, options),
         })
     }
 
@@ -415,7 +422,8 @@ fn at_snapshot(top: Found, options: &OpenOptions) -> Result<Found> {
             return Err(named(Error::new(ErrorKind::SnapshotNotFound { wanted })));
         }
         Kind::Qcow2(header) => {
-            let header = Qcow2::header_at_snapshot(&*top.storage, header, selector).map_err(named)?;
+            let header = Qcow2::header_at_snapshot(&*top.storage, header, (selector, options.snapshot_size))
+                .map_err(named)?;
             Kind::Qcow2(Box::new(header))
         }
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{CacheMode, FilePolicy, Image, LockMode};
 use crate::error::Result;
 use crate::format::probe::Format;
-use crate::qcow2::SnapshotSelector;
+use crate::qcow2::{SnapshotSelector, SnapshotSize};
 use crate::storage::{Access, Storage};
 
 /// Memory for L2 tables and refcount blocks of each layer, unless a caller says otherwise: enough for the tables of
@@ -38,6 +38,7 @@ pub struct OpenOptions {
     pub(super) cache_mode: CacheMode,
     pub(super) lock: LockMode,
     pub(super) snapshot: Option<SnapshotSelector>,
+    pub(super) snapshot_size: SnapshotSize,
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
 }
@@ -60,6 +61,7 @@ impl Default for OpenOptions {
             cache_mode: CacheMode::WriteBack,
             lock: LockMode::Auto,
             snapshot: None,
+            snapshot_size: SnapshotSize::Own,
             writable_layer: None,
             below: None,
         }
@@ -111,6 +113,13 @@ impl OpenOptions {
     #[must_use]
     pub fn snapshot(mut self, selector: SnapshotSelector) -> OpenOptions {
         self.snapshot = Some(selector);
+        self
+    }
+
+    /// How large the disk of the snapshot is said to be; its own size is the default.
+    #[must_use]
+    pub fn snapshot_size(mut self, size: SnapshotSize) -> OpenOptions {
+        self.snapshot_size = size;
         self
     }
 

@@ -18,7 +18,7 @@
 //! | `failed` | rule W8 |
 //! | `header_update`, `header_rewrite` | rules W5 and W7 |
 //! | `empty` | gives everything that an overlay holds back to what is below |
-//! | `resize`, `extents`, `check` | what their names say |
+//! | `resize`, `preallocate`, `shrink`, `extents`, `check` | what their names say |
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -51,9 +51,11 @@ mod metadata;
 mod metadata_map;
 mod open;
 mod plan;
+mod preallocate;
 mod read;
 mod refcounts;
 mod resize;
+mod shrink;
 mod snapshot_table;
 mod snapshots;
 mod table_cache;
@@ -64,10 +66,10 @@ mod zero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub(crate) use create::{create, write_every_byte};
+pub(crate) use create::create;
 pub(crate) use open::Qcow2Options;
-pub use snapshot_table::SnapshotSelector;
 pub(crate) use snapshot_table::read_snapshots;
+pub use snapshot_table::{SnapshotSelector, SnapshotSize};
 pub use snapshots::{NewSnapshot, SnapshotNames};
 
 use crate::disk::{Disk, ZeroMode};

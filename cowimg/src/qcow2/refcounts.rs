@@ -296,6 +296,56 @@ impl Refcounts {
         Ok(Some(HostOffset(old)))
     }
 
+    /// Drops the blocks at the end of the table that count nothing but themselves, and returns where they are. Those that
+    /// another block counts are to be freed.
+    pub(super) fn drop_empty_tail(&mut self, storage: &dyn Storage) -> Result<Vec<HostCluster>> {
+        let geometry = self.geometry;
+        let mut dropped = Vec::new();
+        for index in (0..self.table.len()).rev().filter(|&index| index > 0) {
+            if self.last_used_in(storage, index as u64, Counted::Others)?.is_some() {
+                break;
+            }
+            let own = geometry.host_cluster(HostOffset(self.table[index]));
+            if self.table[index] != 0 {
+                self.table[index] = 0;
+                self.blocks.remove(&(index as u64));
+                self.dirty_table_sectors.insert(index * 8 / SECTOR);
+                dropped.push(own);
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// One past the last cluster that is counted.
+    pub(super) fn end(&mut self, storage: &dyn Storage) -> Result<u64> {
+        for index in (0..self.table.len() as u64).rev() {
+            if let Some(last) = self.last_used_in(storage, index, Counted::All)? {
+                return Ok(last.get() + 1);
+            }
+            self.evict();
+        }
+        Ok(0)
+    }
+
+    fn last_used_in(
+        &mut self,
+        storage: &dyn Storage,
+        table_index: u64,
+        which: Counted,
+    ) -> Result<Option<HostCluster>> {
+        let geometry = self.geometry;
+        let own = self.table.get(table_index as usize).map(|&raw| geometry.host_cluster(HostOffset(raw)));
+        let first = geometry.first_counted(table_index).get();
+        let Some(block) = self.block(storage, table_index)? else { return Ok(None) };
+        let counts = |index: &u64| {
+            let cluster = Some(HostCluster(first + index));
+            (which == Counted::All || cluster != own)
+                && format_refcounts::get(&block.bytes, geometry.refcount_order(), *index).unwrap_or(0) > 0
+        };
+        let last = (0..geometry.refcounts_per_block()).rev().find(counts);
+        Ok(last.map(|index| HostCluster(first + index)))
+    }
+
     /// Entries that the table must have room for in the file, when that is more than it has.
     pub(super) fn table_needs_room(&self) -> Option<u64> {
         let room = self.table_clusters * self.geometry.cluster_size() / 8;
@@ -404,6 +454,14 @@ impl Refcounts {
             .map_err(|error| Error::io("read a refcount block", error))?;
         Ok(Some(Block { bytes, dirty: None, used: true }))
     }
+}
+
+/// Which clusters of a block's region are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    All,
+    /// All but the block's own.
+    Others,
 }
 
 /// What becomes of a refcount.

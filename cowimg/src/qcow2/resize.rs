@@ -1,16 +1,19 @@
-//! Growing the disk.
+//! Changing the size of the disk: what is refused, and growing. Shrinking is in `shrink`.
 //!
 //! The order is that of any new table: the L1 table that the new size needs is whole and durable before the header
 //! names it (W4), and the header changes in one write (W5). What the backing disk has in the new part must not
-//! show through, so that part is zeroed before the new size is written.
+//! show through, so that part is zeroed before the new size is written; and what the tables have past the old end
+//! (the state of a machine, or what a resize left that a crash met) must not either, so that goes first.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::Qcow2;
 use super::metadata::{Freed, Metadata, Space};
-use crate::disk::{Disk, ZeroMode};
-use crate::error::{Error, Result};
+use super::zero::Wish;
+use super::{Mode, Qcow2};
+use crate::disk::{Disk, ResizeOptions, ZeroMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::layout::Preallocation;
 use crate::format::qcow2::{Header, HostOffset, Version, header_fields};
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
@@ -19,30 +22,24 @@ use crate::storage::StorageExt;
 pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 
 impl Qcow2 {
-    /// Grows the disk to `new_size` bytes, a multiple of 512. The new part reads as zeroes.
-    pub(crate) fn grow(&self, new_size: u64) -> Result<()> {
-        self.begin_change()?;
+    /// Changes the size of the disk to `new_size` bytes, a multiple of 512. What is new reads as zeroes.
+    pub(crate) fn resize(&self, new_size: u64, options: &ResizeOptions) -> Result<()> {
+        let _no_other = self.lock_all_changes();
         let old_size = self.size();
-        self.check_growth(old_size, new_size)?;
-        self.grow_l1_table(new_size)?;
-        let below = self.backing.as_ref().map_or(0, |backing| backing.size());
-        self.zero_beyond(old_size, new_size, below)?;
-        self.commit()?;
-        let _one_at_a_time = self.lock_commit();
-        let mut header = self.lock_header();
-        let grown = Header { size: new_size, ..header.clone() };
-        self.write_header_field(header_fields::size_and_l1_table(&grown))?;
-        *header = grown;
-        self.size.store(new_size, Ordering::Release);
-        Ok(())
+        self.check_resize(old_size, new_size, options)?;
+        self.begin_change()?;
+        if new_size < old_size {
+            self.shrink(old_size, new_size)
+        } else {
+            self.grow(old_size, new_size, options.preallocation)
+        }
     }
 
-    fn check_growth(&self, old_size: u64, new_size: u64) -> Result<()> {
-        if new_size < old_size {
-            return Err(Error::unsupported(format!(
-                "shrinking a qcow2 image (from {old_size} to {new_size} bytes) is not supported"
-            )));
+    fn check_resize(&self, old_size: u64, new_size: u64, options: &ResizeOptions) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Err(Error::new(ErrorKind::ReadOnly));
         }
+        options.check(old_size, new_size)?;
         if !new_size.is_multiple_of(512) {
             return Err(Error::invalid(format!("the size {new_size} is not a multiple of 512 bytes")));
         }
@@ -58,6 +55,54 @@ impl Qcow2 {
             )));
         }
         Ok(())
+    }
+
+    fn grow(&self, old_size: u64, new_size: u64, preallocation: Preallocation) -> Result<()> {
+        self.forget_beyond(old_size, new_size)?;
+        self.grow_l1_table(new_size)?;
+        let below = self.backing.as_ref().map_or(0, |backing| backing.size());
+        let cluster_end = self.end_of_last_cluster(old_size).min(new_size);
+        // While this runs the size is the old one for everybody else; the new part is nobody's yet.
+        self.write_zero_bytes(ByteRange::between(old_size, cluster_end))?;
+        if preallocation == Preallocation::Off {
+            self.zero_beyond(cluster_end, new_size, below)?;
+        } else {
+            self.preallocate(ByteRange::between(cluster_end, new_size), preallocation).inspect_err(|_| {
+                // Space that was taken on the way is of no use to anybody; failing to free it costs no more than that.
+                let _taken_all_the_same = self.forget_beyond(old_size, new_size);
+            })?;
+        }
+        self.commit()?;
+        self.write_size(new_size)
+    }
+
+    /// Makes `new_size` the size of the disk, durably.
+    pub(super) fn write_size(&self, new_size: u64) -> Result<()> {
+        let _one_at_a_time = self.lock_commit();
+        let mut header = self.lock_header();
+        let resized = Header { size: new_size, ..header.clone() };
+        self.write_header_field(header_fields::size_and_l1_table(&resized))?;
+        *header = resized;
+        self.size.store(new_size, Ordering::Release);
+        Ok(())
+    }
+
+    /// The end of the last cluster of a disk of `size` bytes.
+    pub(super) fn end_of_last_cluster(&self, size: u64) -> u64 {
+        self.geometry.clusters_for(size).saturating_mul(self.cluster_size())
+    }
+
+    /// Drops what the tables have past the end of a disk of `old_size` bytes, as far as a disk of `new_size` would show it.
+    /// The state of a machine is kept where its place in the tables stays beyond the end.
+    fn forget_beyond(&self, old_size: u64, new_size: u64) -> Result<()> {
+        let (old_tables, new_tables) =
+            (self.geometry.l1_entries_for(old_size), self.geometry.l1_entries_for(new_size));
+        if new_tables > old_tables {
+            self.drop_tables(old_tables)?;
+        }
+        let table_end = old_tables.saturating_mul(self.geometry.l2_coverage());
+        let rest = ByteRange::between(self.end_of_last_cluster(old_size).min(table_end), table_end);
+        self.remap(rest, Wish::Forget)
     }
 
     /// Makes room in the L1 table for a disk of `size`, and writes its place and length to the header. A table that is
@@ -112,17 +157,14 @@ impl Qcow2 {
         }
     }
 
-    /// Zeroes the part of the new disk where the backing disk, or the unused end of the old last cluster, would show.
-    fn zero_beyond(&self, old_size: u64, new_size: u64, below: u64) -> Result<()> {
-        let cluster_end = (self.geometry.clusters_for(old_size) * self.cluster_size()).min(new_size);
-        // While this runs the size is the old one for everybody else; the new part is nobody's yet.
-        self.write_zero_bytes(ByteRange::between(old_size, cluster_end))?;
-        let shown = ByteRange::between(cluster_end, new_size.min(below));
+    /// Zeroes the part of the new disk, from a cluster's boundary on, where the backing disk would show.
+    fn zero_beyond(&self, start: u64, new_size: u64, below: u64) -> Result<()> {
+        let shown = ByteRange::between(start, new_size.min(below).max(start));
         if shown.is_empty() {
             return Ok(());
         }
         // Whole clusters, as far as the new disk goes: what lies past the backing disk in its last cluster too.
-        let end = (self.geometry.clusters_for(shown.end()) * self.cluster_size()).min(new_size);
-        self.zero(ByteRange::between(cluster_end, end), ZeroMode::Unmap)
+        let end = self.end_of_last_cluster(shown.end()).min(new_size);
+        self.zero(ByteRange::between(start, end), ZeroMode::Unmap)
     }
 }

@@ -32,6 +32,16 @@ pub enum SnapshotSelector {
     },
 }
 
+/// How large the disk of a snapshot is said to be that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SnapshotSize {
+    /// As large as it was when the snapshot was taken.
+    #[default]
+    Own,
+    /// As large as the disk is now, cut or with what is below: what `qemu-img convert -l` reads.
+    OfTheDisk,
+}
+
 impl SnapshotSelector {
     /// The index of the snapshot that is meant.
     pub fn find(&self, snapshots: &[Snapshot]) -> Option<usize> {

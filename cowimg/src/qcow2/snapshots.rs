@@ -16,7 +16,7 @@ use super::Qcow2;
 use super::draft::{Draft, NextState};
 use super::metadata::Metadata;
 use super::refcounts::Change;
-use super::snapshot_table::{SnapshotSelector, encode_snapshots, next_id, read_snapshots};
+use super::snapshot_table::{SnapshotSelector, SnapshotSize, encode_snapshots, next_id, read_snapshots};
 use crate::corruption::Corruption;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -143,13 +143,17 @@ impl Qcow2 {
     pub(crate) fn header_at_snapshot(
         storage: &dyn Storage,
         header: &Header,
-        selector: &SnapshotSelector,
+        (selector, size): (&SnapshotSelector, SnapshotSize),
     ) -> Result<Header> {
         let (snapshots, _) = read_snapshots(storage, header)?;
         let snapshot = &snapshots[selector.find_in(&snapshots)?];
         let geometry = header.geometry();
         let damaged = |why: String| Error::from(Corruption::SnapshotTable(why));
         snapshot.validate(&geometry).map_err(|error| damaged(error.to_string()))?;
+        if size == SnapshotSize::OfTheDisk {
+            let (l1_table, l1_entries) = (snapshot.l1_table, snapshot.l1_entries);
+            return Ok(Header { l1_entries, l1_table, ..header.clone() });
+        }
         let size = snapshot.extra.disk_size.unwrap_or(header.size);
         if size > ByteRange::MAX_END || geometry.l1_entries_for(size) > u64::from(snapshot.l1_entries) {
             return Err(damaged(format!("a snapshot's L1 table is too small for its disk of {size} bytes")));
@@ -232,7 +236,7 @@ impl Qcow2 {
     }
 
     /// The L2 table that an L1 entry names: where it is, and its entries.
-    fn table_of(&self, raw: u64) -> Result<Option<(HostOffset, Vec<RawL2Entry>)>> {
+    pub(super) fn table_of(&self, raw: u64) -> Result<Option<(HostOffset, Vec<RawL2Entry>)>> {
         let what = "the L2 table";
         let host = raw & 0x00ff_ffff_ffff_fe00;
         let entry = L1Entry::decode(raw, &self.geometry).map_err(|_| Corruption::Unaligned { what, host })?;

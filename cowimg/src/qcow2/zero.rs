@@ -9,18 +9,20 @@ use crate::range::ByteRange;
 
 /// What is asked for a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+pub(super) enum Wish {
     Zero(ZeroMode),
     Discard,
     /// Zeroes, whatever is below now or later.
     Mask,
+    /// The cluster lies past the end of the disk: nothing is to be known of it, whatever is below.
+    Forget,
 }
 
 impl Wish {
     fn space(self) -> Space {
         match self {
             Wish::Zero(ZeroMode::KeepSpace) => Space::Keep,
-            Wish::Zero(ZeroMode::Unmap) | Wish::Discard | Wish::Mask => Space::Release,
+            Wish::Zero(ZeroMode::Unmap) | Wish::Discard | Wish::Mask | Wish::Forget => Space::Release,
         }
     }
 }
@@ -115,7 +117,7 @@ impl Qcow2 {
     }
 
     /// Changes the mapping of whole clusters, a slice at a time.
-    fn remap(&self, range: ByteRange, wish: Wish) -> Result<()> {
+    pub(super) fn remap(&self, range: ByteRange, wish: Wish) -> Result<()> {
         let mut at = range;
         while !at.is_empty() {
             self.commit_if_due()?;
@@ -173,6 +175,7 @@ impl Qcow2 {
         match (wish, old) {
             (Wish::Mask, L2Entry::Zero(_)) => *old,
             (Wish::Mask, _) => L2Entry::Zero(None),
+            (Wish::Forget, _) => L2Entry::Unallocated,
             (_, L2Entry::Unallocated) if !shows_below => L2Entry::Unallocated,
             // Without zero clusters a discarded cluster would show what is below: older data than the guest's own.
             (Wish::Discard, _) if shows_below && self.version == Version::V2 => *old,

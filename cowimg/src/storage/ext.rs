@@ -31,6 +31,11 @@ pub trait StorageExt: Storage {
         Ok(())
     }
 
+    /// Writes zeroes to the whole range, so that every byte of it has been written and none is merely promised.
+    fn write_every_byte(&self, range: ByteRange) -> io::Result<()> {
+        write_zero_bytes(self, range)
+    }
+
     /// Writes all the buffers in order at `offset`. `bufs` is used up: its slices are advanced past what was written.
     fn write_all_vectored_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut rest = bufs;

@@ -12,7 +12,7 @@ use cowimg::format::qcow2::{Geometry, HostOffset};
 use cowimg::storage::{CrashChoice, Fault, FaultyStorage, MemoryStorage, OperationKind, Storage, StorageExt};
 use cowimg::{
     Access, ByteRange, CompressionType, ErrorKind, Format, Image, LazyRefcounts, NewSnapshot, Preallocation,
-    SnapshotNames, SnapshotSelector, Version, ZeroMode,
+    ResizeOptions, Shrink, SnapshotNames, SnapshotSelector, Version, ZeroMode,
 };
 
 pub(crate) const SECTOR: u64 = 512;
@@ -32,9 +32,9 @@ impl Dice {
 }
 
 /// An image to begin with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
-    version: Version,
+    pub(crate) version: Version,
     cluster_bits: u32,
     pub(crate) refcount_order: u32,
     preallocation: Preallocation,
@@ -89,12 +89,16 @@ pub(crate) enum Call {
     Apply(usize),
     /// Deletes one of the snapshots that there are.
     Delete(usize),
+    /// Gives the disk another size in bytes.
+    Resize(u64),
+    /// The same, with space taken for what is new.
+    Preallocate(u64),
 }
 
 impl Call {
     /// Whether what it did, and all before it, survives a power cut once it has returned.
     fn is_durable(self) -> bool {
-        matches!(self, Call::Flush | Call::Take | Call::Apply(_) | Call::Delete(_))
+        !matches!(self, Call::Write(..) | Call::Zero(..) | Call::Discard(_))
     }
 }
 
@@ -148,10 +152,25 @@ impl State {
             Call::Apply(which) if !self.snapshots.is_empty() => {
                 next.sectors.clone_from(&self.snapshots[pick(which)].1);
             }
+            Call::Resize(size) | Call::Preallocate(size) => {
+                next.sectors.resize((size / SECTOR) as usize, 0);
+            }
             Call::Delete(which) if !self.snapshots.is_empty() => drop(next.snapshots.remove(pick(which))),
             _ => {}
         }
         next
+    }
+
+    /// What may be there while a call runs: of a disk that shrinks, zeroes where it will end no more.
+    fn during(&self, call: Call) -> Option<State> {
+        let mut between = self.clone();
+        match call {
+            Call::Resize(size) | Call::Preallocate(size) if size / SECTOR < self.sectors.len() as u64 => {
+                between.sectors[(size / SECTOR) as usize..].fill(0);
+                Some(between)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -206,6 +225,17 @@ fn sectors_of(image: &Image) -> Vec<u8> {
         .collect()
 }
 
+fn resizing(growing: bool, preallocation: Preallocation) -> ResizeOptions {
+    let preallocation = if growing { preallocation } else { Preallocation::Off };
+    ResizeOptions { preallocation, shrink: Shrink::Allow }
+}
+
+/// The part of the range that the disk has: it may have shrunk.
+fn within(image: &Image, range: ByteRange) -> ByteRange {
+    let end = range.end().min(image.size());
+    ByteRange::between(range.start().min(end), end)
+}
+
 fn carry_out(image: &Image, call: Call) -> cowimg::Result<()> {
     let pick = |which: usize| {
         let snapshots = image.snapshots().unwrap();
@@ -213,14 +243,21 @@ fn carry_out(image: &Image, call: Call) -> cowimg::Result<()> {
         id.map(SnapshotSelector::Id)
     };
     match call {
-        Call::Write(range, byte) => image.write_at(&vec![byte; range.len() as usize], range.start()),
-        Call::Zero(range, mode) => image.write_zeroes(range, mode),
-        Call::Discard(range) => image.discard(range),
+        Call::Write(range, byte) => {
+            let range = within(image, range);
+            image.write_at(&vec![byte; range.len() as usize], range.start())
+        }
+        Call::Zero(range, mode) => image.write_zeroes(within(image, range), mode),
+        Call::Discard(range) => image.discard(within(image, range)),
         Call::Flush => image.flush(),
         Call::Take => image
             .create_snapshot(&NewSnapshot { names: SnapshotNames::MayRepeat, ..NewSnapshot::default() })
             .map(drop),
         Call::Apply(which) => pick(which).map_or_else(|| image.flush(), |it| image.apply_snapshot(&it)),
+        Call::Resize(size) => image.resize(size, &resizing(image.size() < size, Preallocation::Off)),
+        Call::Preallocate(size) => {
+            image.resize(size, &resizing(image.size() < size, Preallocation::Metadata))
+        }
         Call::Delete(which) => pick(which).map_or_else(|| image.flush(), |it| image.delete_snapshot(&it)),
     }
 }
@@ -235,10 +272,11 @@ fn run(storage: &Arc<FaultyStorage>, calls: &[Call]) -> History {
         carry_out(&image, *call).unwrap_or_else(|error| panic!("{call:?}: {error}"));
         let state = State::of(&image, &shared);
         assert_eq!(state.snapshots, expected.snapshots, "{call:?}");
-        if matches!(call, Call::Apply(_)) {
+        if matches!(call, Call::Apply(_) | Call::Resize(_) | Call::Preallocate(_)) {
             assert_eq!(state.sectors, expected.sectors, "{call:?}");
         }
-        history.done.push(Done { end: storage.log_len(), durable: call.is_durable(), states: vec![state] });
+        let states = history.last().during(*call).into_iter().chain([state]).collect();
+        history.done.push(Done { end: storage.log_len(), durable: call.is_durable(), states });
     }
     image.close().unwrap();
     history
@@ -355,14 +393,15 @@ pub(crate) fn fail_every_change(
             }
             // A call that failed on the way may have done a part of its work, and one that changes the whole disk all.
             let durable = done.is_ok() && call.is_durable();
-            let mut states = vec![State { sectors: sectors_of(&image), ..history.last().clone() }];
-            if call.is_durable() {
-                let on_the_way = expected.clone();
-                match &done {
-                    Ok(()) => states[0].snapshots = expected.snapshots,
-                    Err(_) => states.insert(0, on_the_way),
-                }
+            let mut now = State { sectors: sectors_of(&image), ..history.last().clone() };
+            let mut states = Vec::new();
+            if done.is_ok() && call.is_durable() {
+                now.snapshots = expected.snapshots;
+            } else if call.is_durable() {
+                states.extend(history.last().during(*call));
+                states.push(expected);
             }
+            states.push(now);
             history.done.push(Done { end: storage.log_len(), durable, states });
         }
         let closed = image.close();

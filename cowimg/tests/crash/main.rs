@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what cannot fail here is part of what is tested")]
 
 mod lab;
+mod resize;
 mod snapshots;
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cowimg::{ByteRange, CreateOptions, Image, ZeroMode};
+use cowimg::{ByteRange, CreateOptions, Image, ResizeOptions, ZeroMode};
 use tempfile::TempDir;
 
 use crate::header_bytes::{self, AUTOCLEAR, COMPATIBLE};
@@ -70,7 +70,7 @@ const CHANGES: [(&str, Change); 4] = [
         image.write_zeroes(range, ZeroMode::Unmap).expect("zeroing succeeds");
     }),
     ("a discard", |image| image.discard(ByteRange::between(1 << 20, 1 << 21)).expect("the discard succeeds")),
-    ("a resize", |image| image.grow(2 * SIZE).expect("the resize succeeds")),
+    ("a resize", |image| image.resize(2 * SIZE, &ResizeOptions::default()).expect("the resize succeeds")),
 ];
 
 #[test]
@@ -123,7 +123,7 @@ fn unknown_extensions_and_compatible_bits_survive_changes_of_the_header() {
     for round in 1..4 {
         let image = subject::open_writable(&path);
         image.write_at(&vec![3; 100_000], 1_000_000 * round).expect("the write succeeds");
-        image.grow(SIZE * (round + 1)).expect("the resize succeeds");
+        image.resize(SIZE * (round + 1), &ResizeOptions::default()).expect("the resize succeeds");
         image.close().expect("the image closes");
         assert_eq!(header_bytes::extensions(&path), before);
         assert_eq!(header_bytes::features(&path, COMPATIBLE) & UNKNOWN_BIT, UNKNOWN_BIT);
@@ -147,7 +147,7 @@ fn fields_of_a_longer_header_survive() {
 
     let image = subject::open_writable(&path);
     image.write_at(&[5; 5000], 0).expect("the write succeeds");
-    image.grow(2 * SIZE).expect("the resize succeeds");
+    image.resize(2 * SIZE, &ResizeOptions::default()).expect("the resize succeeds");
     image.close().expect("the image closes");
     let after = std::fs::read(&path).expect("the image can be read");
     assert_eq!(&after[112..128], b"future fields!!!");

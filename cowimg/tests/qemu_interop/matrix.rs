@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use cowimg::{
-    Access, BackingOptions, ByteRange, CreateOptions, ErrorKind, Format, Image, Qcow2CreateOptions, Version,
-    ZeroMode,
+    Access, BackingOptions, ByteRange, CreateOptions, ErrorKind, Format, Image, Qcow2CreateOptions,
+    ResizeOptions, Version, ZeroMode,
 };
 
 use crate::model::{Model, Operations};
@@ -213,7 +213,7 @@ fn an_image_that_is_open_for_reading_takes_no_change() {
         image.write_at(&[1; 10], 0),
         image.write_zeroes(range, ZeroMode::KeepSpace),
         image.discard(range),
-        image.grow(shape.size() * 2),
+        image.resize(shape.size() * 2, &ResizeOptions::default()),
     ];
     for change in changes {
         let error = change.expect_err("a change must be refused");

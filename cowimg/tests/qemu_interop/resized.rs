@@ -1,6 +1,11 @@
-//! A disk that was grown reads as before and then as zeroes, as it does when `qemu-img resize` grows it.
+//! A disk that was grown reads as before and then as zeroes, and one that shrank as before: as it does when `qemu-img
+//! resize` did it.
 
 use std::path::{Path, PathBuf};
+
+use cowimg::{
+    ErrorKind, Image, NewSnapshot, Preallocation, ResizeOptions, Shrink, SnapshotSelector, SnapshotSize,
+};
 
 use crate::model::{Model, Operations};
 use crate::qemu_tools::{self, assert_same_bytes};
@@ -17,7 +22,7 @@ const COMPARED: u64 = 16 * 1024 * 1024;
 
 fn grow(path: &Path, size: u64) {
     let image = subject::open_writable(path);
-    image.grow(size).expect("the resize succeeds");
+    image.resize(size, &ResizeOptions::default()).expect("the resize succeeds");
     assert_eq!(image.size(), size);
     image.close().expect("the image closes");
 }
@@ -66,7 +71,7 @@ fn the_end_of_a_disk_that_grew_by_far_can_be_written() {
     create(&path, "-o cluster_size=512", OLD_SIZE);
     let image = subject::open_writable(&path);
     let size = 1 << 30;
-    image.grow(size).expect("the resize succeeds");
+    image.resize(size, &ResizeOptions::default()).expect("the resize succeeds");
     image.write_at(&[0x5a; 700], size - 700).expect("the write succeeds");
     image.close().expect("the image closes");
     qemu_tools::assert_check_clean(&path);
@@ -128,9 +133,159 @@ fn a_disk_grows_between_writes_of_one_open_image() {
             subject::apply(&image, &mut model, operations.next(), (Discarded::Zero, 4096));
         }
         let size = OLD_SIZE + step * 500 * 1024;
-        image.grow(size).expect("the resize succeeds");
+        image.resize(size, &ResizeOptions::default()).expect("the resize succeeds");
         model = model.overlay(size);
         operations.set_size(size);
     }
     subject::close_and_compare(image, &path, &model);
+}
+
+/// Preallocation where the disk grows, leave to shrink where it does not.
+fn options_for(growing: bool, preallocation: Preallocation) -> ResizeOptions {
+    let preallocation = if growing { preallocation } else { Preallocation::Off };
+    ResizeOptions { preallocation, shrink: Shrink::Allow }
+}
+
+const PREALLOCATIONS: [(Preallocation, &str); 4] = [
+    (Preallocation::Off, "off"),
+    (Preallocation::Metadata, "metadata"),
+    (Preallocation::Falloc, "falloc"),
+    (Preallocation::Full, "full"),
+];
+
+/// The snapshot holds what it did, in its own size. QEMU reads it in the size that the disk has now.
+fn assert_kept(path: &Path, snapshot: &Model, disk: &Model) {
+    let kept = || Image::options().snapshot(SnapshotSelector::Name(b"kept".to_vec()));
+    let view = kept().open(path).expect("the snapshot opens");
+    assert_same_bytes(&subject::content_of(&view), snapshot.bytes(), "the snapshot");
+    let view = kept().snapshot_size(SnapshotSize::OfTheDisk).open(path).expect("the snapshot opens");
+    let theirs = qemu_tools::snapshot_content(path, "kept");
+    assert_eq!(theirs.len() as u64, disk.size());
+    let common = theirs.len().min(snapshot.bytes().len());
+    assert_same_bytes(&theirs[..common], &snapshot.bytes()[..common], "the snapshot as QEMU reads it");
+    // What lay past the end of the snapshot's disk in its last cluster shows here, as it does in QEMU.
+    assert_same_bytes(&subject::content_of(&view), &theirs, "the snapshot in the disk's size");
+}
+
+/// Resizes up and down, by us and by QEMU, between writes; with a snapshot of one of the sizes, which keeps it.
+fn try_resizes(cluster: u64, words: &str) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    create(&path, &format!("-o cluster_size={cluster},{words}"), OLD_SIZE);
+    let mut model = Model::zeroed(OLD_SIZE);
+    let mut operations = Operations::new(format!("resizes {cluster} {words}"), OLD_SIZE, cluster);
+    let mut snapshot: Option<Model> = None;
+    for step in 0..14 {
+        operate(&path, &mut model, cluster);
+        let size = (1 + operations.rng().below(4 * 1024 * 1024 / 512)) * 512;
+        let growing = size > model.size();
+        let (preallocation, word) = *operations.rng().pick(&PREALLOCATIONS);
+        if operations.rng().below(4) == 0 {
+            let word = if growing { word } else { "off" };
+            let words = format!("resize -q --shrink --preallocation={word}");
+            qemu_tools::img(&words, &[&path, Path::new(&size.to_string())]);
+        } else {
+            let image = subject::open_writable(&path);
+            image.resize(size, &options_for(growing, preallocation)).expect("the resize succeeds");
+            assert_eq!(image.size(), size);
+            image.close().expect("the image closes");
+        }
+        model = model.overlay(size);
+        subject::assert_agreement(&path, &model);
+        if step == 4 && !words.contains("0.10") {
+            let image = subject::open_writable(&path);
+            image.create_snapshot(&NewSnapshot { name: b"kept".to_vec(), ..NewSnapshot::default() }).unwrap();
+            image.close().expect("the image closes");
+            snapshot = Some(model.clone());
+        }
+        if let Some(snapshot) = &snapshot {
+            assert_kept(&path, snapshot, &model);
+        }
+    }
+    if let Some(snapshot) = snapshot {
+        let image = subject::open_writable(&path);
+        image.apply_snapshot(&SnapshotSelector::Name(b"kept".to_vec())).expect("it is applied, size and all");
+        assert_eq!(image.size(), snapshot.size());
+        subject::close_and_compare(image, &path, &snapshot);
+    }
+}
+
+#[test]
+fn a_disk_that_is_resized_up_and_down_keeps_what_it_should() {
+    try_resizes(512, "compat=1.1");
+    try_resizes(4096, "compat=0.10");
+    try_resizes(4096, "refcount_bits=4");
+    try_resizes(65536, "compat=1.1");
+    try_resizes(16384, "extended_l2=on");
+    try_resizes(2097152, "compat=0.10");
+}
+
+#[test]
+fn the_file_of_a_disk_that_shrank_ends_where_qemus_would() {
+    for cluster in [512, 4096, 65536] {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let (ours, theirs) = (folder.path().join("ours.qcow2"), folder.path().join("theirs.qcow2"));
+        create(&ours, &format!("-o cluster_size={cluster}"), 64 << 20);
+        qemu_tools::io(&ours, &["write -q -P 7 0 40M".to_owned()]);
+        std::fs::copy(&ours, &theirs).expect("the image can be copied");
+        qemu_tools::img("resize -q --shrink", &[&theirs, Path::new("1M")]);
+        let image = subject::open_writable(&ours);
+        image.resize(1 << 20, &options_for(false, Preallocation::Off)).expect("the resize succeeds");
+        image.close().expect("the image closes");
+        let len = |path: &Path| std::fs::metadata(path).expect("it is there").len();
+        assert!(len(&ours) <= len(&theirs), "clusters of {cluster}: {} and {}", len(&ours), len(&theirs));
+        subject::assert_agreement(&ours, &Model::holding(vec![7; 1 << 20]));
+    }
+}
+
+/// What lies past the end of the disk in the tables must not become part of it.
+#[test]
+fn an_overlay_that_shrank_and_grew_again_shows_nothing_that_was() {
+    for (cluster, compat) in [(512, "1.1"), (65536, "1.1"), (4096, "1.1")] {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let (path, base) =
+            overlay_of_larger_base(folder.path(), &format!("-o cluster_size={cluster},compat={compat}"));
+        let image = subject::open_writable(&path);
+        let mut model = Model::holding(base).overlay(OLD_SIZE);
+        let bytes = noise(8, 400_000);
+        image.write_at(&bytes, 600_000).expect("the write succeeds");
+        model.write(600_000, &bytes);
+        for size in [700_416, 3 << 20, 512, 5 << 20] {
+            let growing = size > model.size();
+            image.resize(size, &options_for(growing, Preallocation::Off)).expect("the resize succeeds");
+            model = model.overlay(size);
+            assert_same_bytes(
+                &subject::content_of(&image),
+                model.bytes(),
+                &format!("cluster {cluster}, {size}"),
+            );
+        }
+        subject::close_and_compare(image, &path, &model);
+    }
+}
+
+#[test]
+fn what_qemu_refuses_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    create(&path, "-o compat=0.10", OLD_SIZE);
+    qemu_tools::img("snapshot -c s", &[&path]);
+    let before = std::fs::read(&path).expect("the image can be read");
+    let image = subject::open_writable(&path);
+    let grown = ResizeOptions { preallocation: Preallocation::Full, ..ResizeOptions::default() };
+    for (size, options) in [
+        (OLD_SIZE * 2, ResizeOptions::default()),
+        (512, options_for(false, Preallocation::Off)),
+        (512, ResizeOptions::default()),
+        (512, grown),
+        (OLD_SIZE, grown),
+        (1000, options_for(false, Preallocation::Off)),
+        (u64::MAX / 512 * 512, ResizeOptions::default()),
+    ] {
+        let refused = image.resize(size, &options).unwrap_err();
+        let is_refusal = matches!(refused.kind(), ErrorKind::InvalidArgument(_) | ErrorKind::Unsupported(_));
+        assert!(is_refusal, "{size} {options:?}: {refused}");
+    }
+    image.close().expect("the image closes");
+    assert!(std::fs::read(&path).expect("the image can be read") == before);
 }
