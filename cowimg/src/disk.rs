@@ -39,7 +39,7 @@ pub struct ResizeOptions {
 
 impl ResizeOptions {
     /// Refuses what makes no sense for any format.
-    pub(crate) fn check(&self, old_size: u64, new_size: u64) -> Result<()> {
+    pub(crate) fn check(self, old_size: u64, new_size: u64) -> Result<()> {
         if new_size <= old_size && self.preallocation != Preallocation::Off {
             return Err(Error::invalid(
                 "only an image that grows can be preallocated: there is no new space",

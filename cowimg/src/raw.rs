@@ -30,7 +30,7 @@ impl Raw {
     }
 
     /// Changes the size to `new_size` bytes. A device has the size that it has.
-    pub(crate) fn resize(&self, new_size: u64, options: &ResizeOptions) -> Result<()> {
+    pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions) -> Result<()> {
         self.check_writable()?;
         let old_size = self.size();
         options.check(old_size, new_size)?;

@@ -254,8 +254,8 @@ impl Image {
             self.named(lock_for_resizing(file))?;
         }
         self.named(match &self.top {
-            Engine::Raw(raw) => raw.resize(new_size, options),
-            Engine::Qcow2(qcow2) => qcow2.resize(new_size, options),
+            Engine::Raw(raw) => raw.resize(new_size, *options),
+            Engine::Qcow2(qcow2) => qcow2.resize(new_size, *options),
         })
     }
 

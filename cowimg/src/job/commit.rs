@@ -9,7 +9,7 @@ use super::in_turn::work_in_turn;
 use super::pace::Pace;
 use super::zero_scan::parts;
 use crate::chain::Image;
-use crate::disk::ZeroMode;
+use crate::disk::{ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};
 use crate::progress::Control;
 use crate::range::ByteRange;
@@ -80,7 +80,7 @@ pub fn commit(image: &Image, options: &CommitOptions, control: &Control<'_>) -> 
     let mut report = CommitReport::default();
     if lower.size() < image.size() {
         report.grown_from = Some(lower.size());
-        lower.grow(image.size())?;
+        lower.resize(image.size(), &ResizeOptions::default())?;
     }
     let run = Run::new(image, lower, depth, options.rate);
     control.report(0, image.size());

@@ -23,7 +23,7 @@ pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 
 impl Qcow2 {
     /// Changes the size of the disk to `new_size` bytes, a multiple of 512. What is new reads as zeroes.
-    pub(crate) fn resize(&self, new_size: u64, options: &ResizeOptions) -> Result<()> {
+    pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions) -> Result<()> {
         let _no_other = self.lock_all_changes();
         let old_size = self.size();
         self.check_resize(old_size, new_size, options)?;
@@ -35,7 +35,7 @@ impl Qcow2 {
         }
     }
 
-    fn check_resize(&self, old_size: u64, new_size: u64, options: &ResizeOptions) -> Result<()> {
+    fn check_resize(&self, old_size: u64, new_size: u64, options: ResizeOptions) -> Result<()> {
         if self.mode == Mode::ReadOnly {
             return Err(Error::new(ErrorKind::ReadOnly));
         }
