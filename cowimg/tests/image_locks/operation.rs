@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowimg::{
     Access, CreateOptions, Error, ErrorKind, Format, Image, LockHolder, LockMode, OpenOptions, Overwrite,
-    StagedImage,
+    ResizeOptions, StagedImage,
 };
 
 use crate::lab::{SIZE, format_of};
@@ -55,7 +55,7 @@ impl Operation {
             Operation::Write => options(path).access(Access::ReadWrite).open(path).map(drop),
             Operation::Resize => {
                 let image = options(path).access(Access::ReadWrite).open(path)?;
-                image.grow(SIZE)?;
+                image.resize(SIZE, &ResizeOptions::default())?;
                 image.close()
             }
             Operation::Overlay => {

@@ -1,7 +1,9 @@
 //! What a refusal says, what it leaves, and how long a lock lasts.
 
 use cowimg::check::check_file;
-use cowimg::{Access, CreateOptions, ErrorKind, Format, Image, LockConflict, LockMode, StagedImage};
+use cowimg::{
+    Access, CreateOptions, ErrorKind, Format, Image, LockConflict, LockMode, ResizeOptions, StagedImage,
+};
 
 use crate::holder::{Holder, Manner, Who};
 use crate::lab::{Lab, SIZE};
@@ -79,7 +81,7 @@ fn a_raw_image_that_is_resized_keeps_others_from_relying_on_its_length() {
     let path = lab.path("base.raw");
     let image = Image::options().access(Access::ReadWrite).format(Format::Raw).open(&path).expect("it opens");
     let beside = Image::options().format(Format::Raw).open(&path).expect("readers of raw images share them");
-    image.grow(2 * SIZE).expect("nobody relies on the length");
+    image.resize(2 * SIZE, &ResizeOptions::default()).expect("nobody relies on the length");
     drop((image, beside));
     let Some(_export) = Holder::export(&path, Access::ReadOnly) else { return };
     let image = Image::options().access(Access::ReadWrite).format(Format::Raw).open(&path).expect("it opens");

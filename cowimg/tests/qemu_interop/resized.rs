@@ -194,7 +194,9 @@ fn try_resizes(cluster: u64, words: &str) {
         subject::assert_agreement(&path, &model);
         if step == 4 && !words.contains("0.10") {
             let image = subject::open_writable(&path);
-            image.create_snapshot(&NewSnapshot { name: b"kept".to_vec(), ..NewSnapshot::default() }).unwrap();
+            image
+                .create_snapshot(&NewSnapshot { name: b"kept".to_vec(), ..NewSnapshot::default() })
+                .expect("it is taken");
             image.close().expect("the image closes");
             snapshot = Some(model.clone());
         }
