@@ -81,6 +81,16 @@ pub enum Corruption {
     /// The bitmap directory cannot be read as one.
     #[error("{0}")]
     BitmapDirectory(String),
+    /// An entry of a bitmap's table that no image may have.
+    #[error("the table of the bitmap {name:?} has the entry {entry:#018x}, which is invalid: {why}")]
+    BitmapTable {
+        /// The bitmap's name.
+        name: String,
+        /// The entry as stored.
+        entry: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The snapshot table cannot be read as one.
     #[error("the snapshot table is invalid: {0}")]
     SnapshotTable(String),

@@ -106,6 +106,14 @@ pub enum ErrorKind {
         /// The limit in force, in layers.
         limit: usize,
     },
+    /// A persistent bitmap is not what an operation needs.
+    #[error("the bitmap {name:?} {problem}")]
+    Bitmap {
+        /// The bitmap's name.
+        name: String,
+        /// What is the matter with it.
+        problem: BitmapProblem,
+    },
     /// The image's structures exceed a limit on memory.
     #[error("{what} would take {bytes} bytes of memory; the limit is {limit}")]
     LimitExceeded {
@@ -199,6 +207,27 @@ impl fmt::Display for InUse<'_> {
             None => write!(f, "another process {conflict}"),
         }
     }
+}
+
+/// Why an operation with a persistent bitmap was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BitmapProblem {
+    /// The image has no bitmap of that name.
+    #[error("was not found in the image")]
+    NotFound,
+    /// The image has a bitmap of that name already.
+    #[error("already exists in the image")]
+    Exists,
+    /// It was in use when its writer stopped, so that it may have missed changes.
+    #[error("is inconsistent: it was in use when its writer stopped, and cannot be used; it can be removed")]
+    Inconsistent,
+    /// It contradicts the specification, or has something that is not known here.
+    #[error("cannot be used: {why}")]
+    Unusable {
+        /// What is wrong with it.
+        why: &'static str,
+    },
 }
 
 /// The operating system's message without Rust's "(os error N)".

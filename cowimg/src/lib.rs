@@ -44,18 +44,21 @@ mod raw;
 pub mod storage;
 
 pub use chain::{
-    BackingInfo, BackingOptions, BitmapInfo, CacheMode, CreateOptions, CreatePlan, CreateReport,
-    DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice,
-    LockMode, OpenOptions, Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode,
-    Verification, create, inspect, inspect_chain, plan,
+    BackingInfo, BackingOptions, CacheMode, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
+    DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions,
+    Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, inspect,
+    inspect_chain, plan,
 };
 pub use disk::{Disk, ResizeOptions, Shrink, ZeroMode};
-pub use error::{Error, ErrorKind, LockConflict, LockHolder, Result};
+pub use error::{BitmapProblem, Error, ErrorKind, LockConflict, LockHolder, Result};
 pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;
 pub use format::qcow2::layout::{LazyRefcounts, Preallocation};
 pub use format::qcow2::{CompressionType, Version};
-pub use qcow2::{NewSnapshot, SnapshotNames, SnapshotSelector, SnapshotSize};
+pub use qcow2::{
+    BitmapInfo, BitmapRanges, NewBitmap, NewSnapshot, Recording, SnapshotNames, SnapshotSelector,
+    SnapshotSize,
+};
 pub use range::ByteRange;
 pub use storage::Access;
 

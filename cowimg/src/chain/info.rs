@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use super::file_use::Purpose;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
-use crate::corruption::Corruption;
 use crate::error::{Error, Result};
 use crate::format::probe::Format;
 use crate::format::qcow2::{
-    Autoclear, BitmapEntry, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
+    Autoclear, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
-use crate::qcow2::read_snapshots;
-use crate::storage::{Storage, StorageExt};
+use crate::qcow2::{BitmapInfo, read_bitmap_directory, read_snapshots};
+use crate::storage::Storage;
 
 /// What one image file says of itself.
 #[derive(Debug, Clone)]
@@ -86,20 +85,6 @@ pub struct Qcow2Info {
     pub crypt_method: CryptMethod,
 }
 
-/// A bitmap that an image stores.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct BitmapInfo {
-    /// Its name.
-    pub name: Vec<u8>,
-    /// Guest bytes that one bit stands for.
-    pub granularity: u64,
-    /// It was not saved properly, so that its content means nothing.
-    pub in_use: bool,
-    /// It records every write.
-    pub auto: bool,
-}
-
 /// What the image at `path` says of itself. Nothing that it names is opened.
 pub fn inspect(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ImageInfo> {
     let path = path.as_ref();
@@ -161,7 +146,7 @@ impl Qcow2Info {
             extended_l2: header.incompatible.contains(Incompatible::EXTENDED_L2),
             data_file: header.data_file_name().map(|name| OsStr::from_bytes(name).to_os_string()),
             data_file_raw: header.autoclear.contains(Autoclear::DATA_FILE_RAW),
-            bitmaps: read_bitmaps(storage, header)?,
+            bitmaps: read_bitmap_directory(storage, header)?.iter().map(BitmapInfo::of).collect(),
             crypt_method: header.crypt_method,
         })
     }
@@ -181,21 +166,4 @@ fn backing_info(found: &Found) -> Option<BackingInfo> {
     };
     let format = format.map(|format| String::from_utf8_lossy(format).into_owned());
     Some(BackingInfo { name, format, full_name })
-}
-
-fn read_bitmaps(storage: &dyn Storage, header: &Header) -> Result<Vec<BitmapInfo>> {
-    let Some(extension) = header.bitmaps() else { return Ok(Vec::new()) };
-    let mut bytes = vec![0; extension.directory_size as usize];
-    storage
-        .read_exact_at(&mut bytes, extension.directory.get())
-        .map_err(|error| Error::io("read the bitmap directory", error))?;
-    let entries = BitmapEntry::decode_directory(&bytes, extension.count)
-        .map_err(|error| Corruption::BitmapDirectory(error.to_string()))?;
-    let info = |entry: BitmapEntry| BitmapInfo {
-        granularity: 1 << entry.granularity_bits.min(63),
-        in_use: entry.flags & BitmapEntry::IN_USE != 0,
-        auto: entry.flags & BitmapEntry::AUTO != 0,
-        name: entry.name,
-    };
-    Ok(entries.into_iter().map(info).collect())
 }

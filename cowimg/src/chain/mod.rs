@@ -3,6 +3,7 @@
 //! Start at [`Image`].
 
 mod backing;
+mod bitmaps;
 mod cache_mode;
 mod check;
 mod create;
@@ -17,6 +18,7 @@ mod policy;
 mod staged;
 mod walk;
 
+pub(crate) use crate::qcow2::BitmapInfo;
 pub use cache_mode::{CacheMode, UnknownCacheMode};
 pub use check::check_file;
 pub use create::{
@@ -26,7 +28,7 @@ pub use create::{
 pub use extents::Extents;
 pub use file_use::LockMode;
 pub use image::{Image, Layer};
-pub use info::{BackingInfo, BitmapInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
+pub use info::{BackingInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
 pub(crate) use look::Look;
 pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, LayerChoice, OpenOptions};
 pub use policy::FilePolicy;

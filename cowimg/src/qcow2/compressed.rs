@@ -11,6 +11,7 @@ use crate::corruption::Corruption;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{CompressedRun, GuestOffset, HostCluster, L2Entry};
+use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
 /// The cluster that was decompressed last.
@@ -63,6 +64,7 @@ impl Qcow2 {
         }
         let _change = self.lock_change();
         self.begin_change()?;
+        let _recorded = self.recorded(ByteRange::between(offset, (offset + cluster_size).min(self.size())));
         self.commit_if_due()?;
         let _in_flight = self.epochs.enter();
         let first = self.geometry.guest_cluster(GuestOffset(offset));

@@ -22,6 +22,7 @@ impl Qcow2 {
         let _change = self.lock_change();
         self.check_bounds(range.start(), range.len())?;
         self.begin_change()?;
+        let _recorded = self.recorded(range);
         let mut at = range.start();
         while at < range.end() {
             self.commit_if_due()?;

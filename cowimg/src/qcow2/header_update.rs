@@ -10,7 +10,7 @@ use crate::storage::StorageExt;
 
 impl Qcow2 {
     /// Rule W7: before the first change, clears durably the autoclear bits of everything that we do not keep up to date.
-    /// That is every bit that we do not know, and the one that says that bitmaps are consistent.
+    /// That is every bit that we do not know. Bitmaps are kept up to date, and those that record say so in the file.
     pub(super) fn prepare_for_change(&self) -> Result<()> {
         if self.prepared_for_change.load(Ordering::Acquire) {
             return Ok(());
@@ -19,9 +19,10 @@ impl Qcow2 {
         if self.prepared_for_change.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.mark_recording_in_use()?;
         let mut header = self.lock_header();
-        if self.version == Version::V3 && header.autoclear.0 != 0 {
-            let kept = Autoclear(0);
+        let kept = Autoclear(header.autoclear.0 & Autoclear::BITMAPS.0);
+        if self.version == Version::V3 && header.autoclear != kept {
             self.write_header_field(header_fields::autoclear(kept))?;
             header.autoclear = kept;
         }

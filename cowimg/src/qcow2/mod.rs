@@ -18,6 +18,7 @@
 //! | `failed` | rule W8 |
 //! | `header_update`, `header_rewrite` | rules W5 and W7 |
 //! | `empty` | gives everything that an overlay holds back to what is below |
+//! | `bitmaps` | persistent dirty bitmaps, kept up to date |
 //! | `resize`, `preallocate`, `shrink`, `extents`, `check` | what their names say |
 //!
 //! # Locks, in the order in which they are taken
@@ -26,14 +27,16 @@
 //!    whole disk (a snapshot, a resize), which so has a place in the order of changes;
 //! 2. guest cluster locks (`in_flight`), held over the I/O of an operation that changes mappings;
 //! 3. the commit lock: one commit, header update or resize at a time, held over its I/O;
-//! 4. the metadata lock, held for changes in memory and for loading refcount blocks;
-//! 5. the header lock, and the L1 lock;
-//! 6. a shard of the table cache, held while a slice is loaded.
+//! 4. the lock of the bitmaps, held for changes in memory and while stored bits are read;
+//! 5. the metadata lock, held for changes in memory and for loading refcount blocks;
+//! 6. the header lock, and the L1 lock;
+//! 7. a shard of the table cache, held while a slice is loaded.
 //!
 //! An operation enters its epoch before it looks at any mapping and leaves it when its I/O is done. It waits for no
 //! commit inside. Whoever closes the epochs holds the commit lock and not the metadata lock.
 
 mod allocator;
+mod bitmaps;
 pub(crate) mod check;
 mod compressed;
 mod copied;
@@ -66,6 +69,8 @@ mod zero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+pub(crate) use bitmaps::read_bitmap_directory;
+pub use bitmaps::{BitmapInfo, BitmapRanges, NewBitmap, Recording};
 pub(crate) use create::create;
 pub(crate) use open::Qcow2Options;
 pub(crate) use snapshot_table::read_snapshots;
@@ -78,6 +83,7 @@ use crate::extent::Extent;
 use crate::format::qcow2::{CompressionType, Geometry, Header, Version};
 use crate::range::ByteRange;
 use crate::storage::Storage;
+use bitmaps::Bitmaps;
 use compressed::DecompressedCluster;
 use failed::Failure;
 use in_flight::{ClusterLocks, Epochs};
@@ -110,6 +116,7 @@ pub(crate) struct Qcow2 {
     meta: Mutex<Metadata>,
     /// Filled only when the image is open for writing.
     metadata_map: MetadataMap,
+    bitmaps: Bitmaps,
     change_lock: RwLock<()>,
     commit_lock: Mutex<()>,
     cluster_locks: ClusterLocks,
@@ -150,6 +157,14 @@ impl Qcow2 {
         if self.mode == Mode::ReadOnly {
             return Ok(());
         }
+        // Bitmaps that cannot be saved stay in use, and are not trusted; the disk's content is saved all the same.
+        let bitmaps = self.save_bitmaps();
+        self.publish_all()?;
+        bitmaps
+    }
+
+    /// Commits until the file says all that memory says.
+    fn publish_all(&self) -> Result<()> {
         // The first commit publishes; what it freed falls in memory, and the second brings that into the file.
         // Nothing else runs any more, so that a few rounds always suffice.
         for _ in 0..4 {
@@ -212,19 +227,22 @@ impl Disk for Qcow2 {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let _change = self.lock_change();
-        self.check_bounds(offset, buf.len() as u64)?;
+        let range = self.check_bounds(offset, buf.len() as u64)?;
+        let _recorded = self.recorded(range);
         self.write(buf, offset)
     }
 
     fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
         let _change = self.lock_change();
         self.check_bounds(range.start(), range.len())?;
+        let _recorded = self.recorded(range);
         self.zero(range, mode)
     }
 
     fn discard(&self, range: ByteRange) -> Result<()> {
         let _change = self.lock_change();
         self.check_bounds(range.start(), range.len())?;
+        let _recorded = self.recorded(range);
         self.discard_range(range)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+use super::bitmaps::Bitmaps;
 use super::compressed::DecompressedCluster;
 use super::failed::Failure;
 use super::in_flight::{ClusterLocks, Epochs};
@@ -82,6 +83,7 @@ impl Qcow2 {
                 map
             }
         };
+        let bitmaps = Bitmaps::open(&*storage, &header, options.writable.then_some(&metadata_map))?;
         let slice_bytes = geometry.cluster_size().min(MAX_SLICE_BYTES);
         Ok(Qcow2 {
             backing,
@@ -95,6 +97,7 @@ impl Qcow2 {
             slices: TableCache::new(options.cache_bytes / 5 * 4, slice_bytes),
             meta: Mutex::new(meta),
             metadata_map,
+            bitmaps,
             change_lock: RwLock::new(()),
             commit_lock: Mutex::new(()),
             cluster_locks: ClusterLocks::default(),

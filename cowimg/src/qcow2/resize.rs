@@ -27,12 +27,19 @@ impl Qcow2 {
         let _no_other = self.lock_all_changes();
         let old_size = self.size();
         self.check_resize(old_size, new_size, options)?;
+        self.begin_bitmap_resize()?;
         self.begin_change()?;
-        if new_size < old_size {
+        let resized = if new_size < old_size {
             self.shrink(old_size, new_size)
         } else {
             self.grow(old_size, new_size, options.preallocation)
+        };
+        // Whatever failed: the bitmaps are those of the disk as it is.
+        self.resize_bitmaps(self.size());
+        if resized.is_err() && new_size < self.size() {
+            drop(self.recorded(ByteRange::between(new_size, self.size())));
         }
+        resized
     }
 
     fn check_resize(&self, old_size: u64, new_size: u64, options: ResizeOptions) -> Result<()> {

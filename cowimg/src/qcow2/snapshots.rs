@@ -202,7 +202,7 @@ impl Qcow2 {
 
     /// Refuses what QEMU refuses, and a size that no disk can have.
     fn check_applicable(&self, header: &Header, snapshot: &Snapshot) -> Result<()> {
-        if header.bitmaps().is_some_and(|bitmaps| bitmaps.count > 0) {
+        if self.has_bitmaps() {
             return Err(Error::unsupported(
                 "the image has bitmaps, which record changes of the disk as it is now: remove them before a \
                  snapshot is applied",

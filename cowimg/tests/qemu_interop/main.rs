@@ -13,6 +13,7 @@ mod model;
 mod script;
 mod subject;
 
+mod bitmaps;
 mod compared;
 mod compressed;
 mod convert_options;

@@ -4,7 +4,7 @@
 //! header ──> L1 table ──> L2 tables ──> guest clusters        header, l1_entry, l2_entry
 //!    ├─────> refcount table ──> refcount blocks               refcounts
 //!    ├─────> snapshot table ──> more L1 tables                snapshot
-//!    └─ extensions: formats, names, bitmaps                   extensions, features
+//!    └─ extensions: formats, names, bitmaps                   extensions, features, bitmap
 //! ```
 //!
 //! What a value says is checked where it is decoded, as far as one structure alone can be checked. Whether two
@@ -27,7 +27,7 @@ mod snapshot;
 mod subclusters;
 
 pub use address::{GuestCluster, GuestOffset, HostCluster, HostOffset};
-pub use bitmap::{BitmapDirectoryError, BitmapEntry};
+pub use bitmap::{BitmapDirectoryError, BitmapEntry, BitmapTableEntry};
 pub use extensions::{BitmapsExtension, Extension};
 pub use features::{Autoclear, Compatible, FeatureKind, FeatureNames, Incompatible, name_table_extension};
 pub use geometry::{
