@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cowimg::error::{Error, ErrorKind};
+use cowimg::error::{Error, ErrorKind, LockConflict};
 
 use crate::args::key_values::KeyValuesError;
 use crate::exit_code::ExitCode;
@@ -151,10 +151,26 @@ fn hint_for(error: &Error) -> Option<String> {
             Some("Leave -f away to have the format found, or ask `cowimg info` what the file is".to_owned())
         }
         ErrorKind::Corrupt(_) => Some("`cowimg check` lists what is wrong with an image".to_owned()),
+        ErrorKind::Backing { source, .. } => hint_for(source),
+        ErrorKind::Locked { conflict, .. } => Some(lock_hint(*conflict).to_owned()),
         ErrorKind::BackingLoop => {
             Some("`cowimg info` shows the backing file of each image; one of them must be another".to_owned())
         }
         _ => None,
+    }
+}
+
+/// What a user can do about a file that somebody else uses.
+fn lock_hint(conflict: LockConflict) -> &'static str {
+    match conflict {
+        LockConflict::Written | LockConflict::Resized => {
+            "Stop that process, or wait until it has ended. A command that only reads has -U to do so all the same: what \
+             it reads may then be old, new or neither, so do not rely on it"
+        }
+        LockConflict::Inconsistent => {
+            "Wait until that process has ended: what the file holds now means nothing"
+        }
+        _ => "Stop that process, or wait until it has ended: to write beside it would spoil what it reads",
     }
 }
 

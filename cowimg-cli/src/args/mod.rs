@@ -10,6 +10,7 @@ use cowimg::{Access, Format, Image, LockMode, OpenOptions};
 use crate::cli::OURS;
 use crate::failure::{Failure, warn_probed_raw};
 
+pub(crate) mod cache_mode;
 pub(crate) mod format_options;
 pub(crate) mod image;
 pub(crate) mod key_values;

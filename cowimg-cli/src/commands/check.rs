@@ -1,8 +1,9 @@
 //! `cowimg check`
 
-use cowimg::Format;
 use cowimg::check::{CheckReport, check_file};
+use cowimg::{CacheMode, Format};
 
+use crate::args::cache_mode::parse_cache_mode;
 use crate::args::{Report, ReportFormat, Source};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -19,6 +20,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
 
+    /// Cache mode of the image: writeback, writethrough, none (past the host's cache), directsync or unsafe
+    #[arg(short = 'T', long, value_name = "MODE", value_parser = parse_cache_mode, default_value = "writeback")]
+    cache: CacheMode,
+
     #[command(flatten)]
     report: Report,
 
@@ -30,7 +35,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let file = &args.source.file;
-    let options = args.source.options();
+    let options = args.source.options().cache_mode(args.cache);
     let format = cowimg::inspect(file, &options)?.format;
     if format == Format::Raw {
         return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))

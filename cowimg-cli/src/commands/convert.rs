@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 use cowimg::job::{self, Compression, ConvertOptions, Order, TargetContent};
 use cowimg::progress::Control;
 use cowimg::{
-    BackingOptions, CacheMode, CreateOptions, Error, ErrorKind, Format, Image, Layer, Overwrite,
-    Preallocation, StagedImage,
+    Access, BackingOptions, CacheMode, CreateOptions, Error, ErrorKind, Format, Image, Layer, LockMode,
+    OpenOptions, Overwrite, Preallocation, StagedImage,
 };
 
+use crate::args::cache_mode::parse_cache_mode;
 use crate::args::format_options::{FormatOptions, options_of};
 use crate::args::image::{format_by_name, parse_format};
 use crate::args::key_values::KeyValues;
 use crate::args::path_parser;
 use crate::args::size::parse_size;
 use crate::cli::OURS;
-use crate::commands::{open_options, open_to_read, open_to_write};
+use crate::commands::open_options;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message};
+use crate::failure::{Failure, os_message, warn_probed_raw};
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output;
@@ -82,7 +83,15 @@ pub(crate) struct Args {
     #[arg(short = 'W', long)]
     oob_writes: bool,
 
-    /// Open SOURCE even if another process uses it (accepted for scripts: reading takes no lock)
+    /// Cache mode of SOURCE: writeback, writethrough, none (past the host's cache), directsync or unsafe
+    #[arg(short = 'T', long, value_name = "MODE", value_parser = parse_cache_mode, default_value = "writeback")]
+    source_cache: CacheMode,
+
+    /// Cache mode of TARGET; unsafe, which never syncs, is right for a target that is thrown away if the copy fails
+    #[arg(short = 't', long, value_name = "MODE", value_parser = parse_cache_mode, default_value = "unsafe")]
+    target_cache: CacheMode,
+
+    /// Open SOURCE even if another process writes it: what is read then may be old, new or neither
     #[arg(short = 'U', long)]
     force_share: bool,
 
@@ -118,10 +127,16 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
     let overwrite = out.overwrite(args.force);
     let copy = Copy { args, format, target, overwrite, interrupt };
-    let source = open_to_read(source, args.source_format)?;
+    let source = source_options(args).open(source)?;
     refuse_layer(&source, target)?;
     if args.no_create { copy.to_existing(&source) } else { copy.to_new(&source, &given) }?;
     Ok(ExitCode::Success)
+}
+
+/// How the source is opened.
+fn source_options(args: &Args) -> OpenOptions {
+    let options = open_options(args.source_format).cache_mode(args.source_cache);
+    if args.force_share { options.lock(LockMode::Share) } else { options }
 }
 
 /// The format of the target.
@@ -147,7 +162,11 @@ impl Copy<'_> {
     /// Writes into a target that exists and is large enough.
     fn to_existing(&self, source: &Image) -> Result<(), Failure> {
         // Written as what it is: the ending of its name says nothing about a file that exists.
-        let target = open_to_write(self.target, self.args.target_format)?;
+        let options = open_options(self.args.target_format).cache_mode(self.args.target_cache);
+        let target = options.access(Access::ReadWrite).open(self.target)?;
+        if self.args.target_format.is_none() && target.format() == Format::Raw {
+            warn_probed_raw(self.target);
+        }
         if self.args.compress && target.format() != Format::Qcow2 {
             return Err(cannot_be_compressed(target.format()));
         }
@@ -170,7 +189,7 @@ impl Copy<'_> {
         let options = FormatOptions::new(self.format, given)?;
         let create = self.create_options(source, &options)?;
         let staged = StagedImage::create(self.target, &create)?;
-        let target = staged.open(&open_options(Some(self.format)).cache_mode(CacheMode::Unsafe))?;
+        let target = staged.open(&open_options(Some(self.format)).cache_mode(self.args.target_cache))?;
         let content = match create.backing {
             Some(_) => TargetContent::Similar,
             // A device is written in place, and has whatever was on it.

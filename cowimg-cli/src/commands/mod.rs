@@ -28,11 +28,6 @@ fn open_options(format: Option<Format>) -> OpenOptions {
     }
 }
 
-/// Opens an image with its whole backing chain, for reading.
-fn open_to_read(path: &Path, format: Option<Format>) -> Result<Image, Failure> {
-    Ok(open_options(format).open(path)?)
-}
-
 /// Opens an image with its whole backing chain, for writing. A file that is raw only because it looks like nothing
 /// else is opened with a warning.
 fn open_to_write(path: &Path, format: Option<Format>) -> Result<Image, Failure> {

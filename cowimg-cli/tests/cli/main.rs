@@ -10,6 +10,7 @@ mod command_line;
 mod convert;
 mod create;
 mod info;
+mod locks;
 mod map;
 mod resize;
 mod workbench;

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | qcow2 | its header alone | | write, resize |
 //! | qcow2 | reading | read | write, resize |
+//! | qcow2 | reading, between the top and a layer that is written | read | read, write, resize |
 //! | qcow2 | writing | read, write, resize | write, resize |
 //! | raw | its size alone | | |
 //! | raw | reading | read | |
@@ -43,6 +44,8 @@ pub(super) enum Purpose {
     Inspect,
     /// For the disk in it.
     Read,
+    /// For the disk in it while a layer further down is written, which makes this one's disk nonsense for others.
+    ReadAlone,
     /// To change the disk in it.
     Write,
 }
@@ -59,21 +62,22 @@ impl Purpose {
     pub(super) fn access(self) -> Access {
         match self {
             Purpose::Write => Access::ReadWrite,
-            Purpose::Peek | Purpose::Inspect | Purpose::Read => Access::ReadOnly,
+            Purpose::Peek | Purpose::Inspect | Purpose::Read | Purpose::ReadAlone => Access::ReadOnly,
         }
     }
 
     /// What the layers below are opened for.
     pub(super) fn below(self) -> Purpose {
         match self {
-            Purpose::Write => Purpose::Read,
+            Purpose::Write | Purpose::ReadAlone => Purpose::Read,
             other => other,
         }
     }
 }
 
-/// The use of a file of this format.
+/// The use of a file of this format that is opened for `purpose`.
 pub(super) fn file_use(format: Format, purpose: Purpose, mode: LockMode) -> Result<FileUse> {
+    use Permissions as P;
     if mode == LockMode::Share && purpose == Purpose::Write {
         return Err(Error::invalid(
             "an image that is opened for writing cannot be shared with other writers",
@@ -83,16 +87,17 @@ pub(super) fn file_use(format: Format, purpose: Purpose, mode: LockMode) -> Resu
         return Ok(FileUse::NONE);
     }
     let takes = match (purpose, format) {
-        (Purpose::Peek | Purpose::Inspect, _) => Permissions::NONE,
-        (Purpose::Read, _) => Permissions::READ,
-        (Purpose::Write, Format::Raw) => Permissions::READ.with(Permissions::WRITE),
-        (Purpose::Write, _) => Permissions::READ.with(Permissions::WRITE).with(Permissions::RESIZE),
+        (Purpose::Peek | Purpose::Inspect, _) => P::NONE,
+        (Purpose::Read | Purpose::ReadAlone, _) => P::READ,
+        (Purpose::Write, Format::Raw) => P::READ.with(P::WRITE),
+        (Purpose::Write, Format::Qcow2) => P::READ.with(P::WRITE).with(P::RESIZE),
     };
-    let bears = match (mode, format) {
-        (LockMode::Share, _) | (_, Format::Raw) => Permissions::ALL,
-        _ => Permissions::ALL.without(Permissions::WRITE).without(Permissions::RESIZE),
+    let unborne = match (mode, format) {
+        (LockMode::Share, _) | (_, Format::Raw) => P::NONE,
+        (_, Format::Qcow2) => P::WRITE.with(P::RESIZE),
     };
-    Ok(FileUse { takes, bears })
+    let unborne = if purpose == Purpose::ReadAlone { unborne.with(P::READ) } else { unborne };
+    Ok(FileUse { takes, bears: P::ALL.without(unborne) })
 }
 
 /// The use of a file that is emptied, or taken the name of, to become a new image.

@@ -241,7 +241,8 @@ impl Descent<'_> {
             }
         };
         if !is_meant {
-            return self.purpose;
+            // The layer that is written is still to come.
+            return if self.choice.is_some() { Purpose::ReadAlone } else { self.purpose };
         }
         self.choice = None;
         Purpose::Write

@@ -85,7 +85,8 @@ fn a_raw_image_that_is_resized_keeps_others_from_relying_on_its_length() {
     drop((image, beside));
     let Some(_export) = Holder::export(&path, Access::ReadOnly) else { return };
     let image = Image::options().access(Access::ReadWrite).format(Format::Raw).open(&path).expect("it opens");
-    let error = image.resize(3 * SIZE, &ResizeOptions::default()).expect_err("the export relies on the length");
+    let error =
+        image.resize(3 * SIZE, &ResizeOptions::default()).expect_err("the export relies on the length");
     assert!(
         matches!(error.kind(), ErrorKind::Locked { conflict: LockConflict::KeptUnresized, .. }),
         "{error}"
