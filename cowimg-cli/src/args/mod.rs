@@ -3,17 +3,23 @@
 //! The groups of options that several commands share are [`Source`], which also opens the image that it names, and
 //! [`Report`].
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use cowimg::{Access, Format, Image, LockMode, OpenOptions};
+use cowimg::{Format, Image};
 
+use crate::args::image_name::{ImageForm, ImageName};
+use crate::args::object::Objects;
 use crate::cli::OURS;
-use crate::failure::{Failure, warn_probed_raw};
+use crate::failure::Failure;
 
 pub(crate) mod cache_mode;
 pub(crate) mod format_options;
 pub(crate) mod image;
+pub(crate) mod image_name;
 pub(crate) mod key_values;
+pub(crate) mod object;
+pub(crate) mod option_tree;
 pub(crate) mod size;
 pub(crate) mod snapshot;
 
@@ -22,41 +28,41 @@ pub(crate) mod snapshot;
 pub(crate) struct Source {
     /// The image's format (raw, qcow2); without it the format is found by looking at the first bytes
     #[arg(short = 'f', long, value_name = "FMT", value_parser = image::parse_format)]
-    pub(crate) format: Option<Format>,
+    format: Option<Format>,
+
+    /// FILE is a description of the image, such as driver=qcow2,file.filename=NAME
+    #[arg(long)]
+    image_opts: bool,
 
     /// Open the image even if another process writes it: what is read then may be old, new or neither
     #[arg(short = 'U', long)]
     force_share: bool,
 
+    #[command(flatten)]
+    objects: Objects,
+
     /// The image file
-    #[arg(value_name = "FILE", value_parser = path_parser())]
-    pub(crate) file: PathBuf,
+    #[arg(value_name = "FILE")]
+    file: OsString,
 }
 
 impl Source {
-    /// How the image is to be opened.
-    pub(crate) fn options(&self) -> OpenOptions {
-        let options =
-            if self.force_share { Image::options().lock(LockMode::Share) } else { Image::options() };
-        match self.format {
-            Some(format) => options.format(format),
-            None => options,
-        }
+    /// What the image is, and how it is to be opened.
+    pub(crate) fn name(&self) -> Result<ImageName, Failure> {
+        let Source { format, image_opts, force_share, .. } = *self;
+        self.objects.secrets()?;
+        ImageName::parse(&self.file, ImageForm { format, image_opts, force_share })
     }
 
     /// Opens the image with its whole backing chain, for reading.
     pub(crate) fn open(&self) -> Result<Image, Failure> {
-        Ok(self.options().open(&self.file)?)
+        self.name()?.open()
     }
 
     /// Opens the image with its whole backing chain, for writing. A file that is raw only because it looks like nothing
     /// else is opened with a warning.
     pub(crate) fn open_to_write(&self) -> Result<Image, Failure> {
-        let image = self.options().access(Access::ReadWrite).open(&self.file)?;
-        if self.format.is_none() && image.format() == Format::Raw {
-            warn_probed_raw(&self.file);
-        }
-        Ok(image)
+        self.name()?.open_to_write()
     }
 }
 

@@ -1,15 +1,17 @@
 //! `cowimg check`
 
+use std::os::unix::ffi::OsStrExt;
+
 use cowimg::check::{CheckReport, check_file};
 use cowimg::{CacheMode, Format};
 
 use crate::args::cache_mode::parse_cache_mode;
+use crate::args::image_name::ImageName;
 use crate::args::{Report, ReportFormat, Source};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, note_plain};
 use crate::output::check::{self, CheckSummary};
-use crate::output::path_bytes;
 
 /// Look for contradictions and wasted space in an image
 ///
@@ -34,17 +36,17 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
-    let file = &args.source.file;
-    let options = args.source.options().cache_mode(args.cache);
-    let format = cowimg::inspect(file, &options)?.format;
+    let image = args.source.name()?.cached(args.cache);
+    let ImageName { path: file, options, shown, .. } = &image;
+    let format = cowimg::inspect(file, options)?.format;
     if format == Format::Raw {
         return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))
             .code(ExitCode::CheckUnsupported));
     }
-    let report = check_file(file, &options)?;
+    let report = check_file(file, options)?;
     list_findings(&report);
     let summary = CheckSummary {
-        filename: path_bytes(file).to_vec(),
+        filename: shown.as_bytes().to_vec(),
         format: format.as_str(),
         corruptions: report.corruptions,
         leaks: report.leaks,

@@ -1,10 +1,15 @@
 //! `cowimg info`
 
+use std::os::unix::ffi::OsStringExt;
+
+use cowimg::ImageInfo;
+
 use crate::args::{Report, ReportFormat, Source};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
-use crate::output;
+use crate::output::info::Titled;
+use crate::output::{self, path_bytes};
 
 /// Show what an image is: format, sizes, backing file, snapshots
 #[derive(Debug, clap::Args)]
@@ -22,12 +27,22 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
-    let (file, options) = (&args.source.file, args.source.options());
-    let layers = if args.backing_chain {
-        cowimg::inspect_chain(file, &options)?
+    let image = args.source.name()?;
+    if out.manner.is_strict() && image.overrides_backing {
+        return Err(Failure::usage(
+            "info shows what the image says of its backing file, so that backing. options cannot be given",
+        ));
+    }
+    let infos = if args.backing_chain {
+        cowimg::inspect_chain(&image.path, &image.options)?
     } else {
-        vec![cowimg::inspect(file, &options)?]
+        vec![cowimg::inspect(&image.path, &image.options)?]
     };
+    let title = |info: &ImageInfo| info.path.as_deref().map_or(Vec::new(), |path| path_bytes(path).to_vec());
+    let mut layers: Vec<_> = infos.into_iter().map(|info| Titled { title: title(&info), info }).collect();
+    if let Some(top) = layers.first_mut() {
+        top.title = image.shown.into_vec();
+    }
     match args.report.format() {
         ReportFormat::Human => output::info::human(&layers, out)?,
         ReportFormat::Json if args.backing_chain => output::info::json_chain(&layers).write_document(out)?,

@@ -13,19 +13,29 @@ use crate::output::human_size::human_size;
 use crate::output::json::Json;
 use crate::output::{path_bytes, snapshots};
 
+/// A layer, and what the report calls it: the name that it was opened by, or the description.
+#[derive(Debug)]
+pub(crate) struct Titled {
+    /// The title.
+    pub(crate) title: Vec<u8>,
+    /// The layer.
+    pub(crate) info: ImageInfo,
+}
+
 /// Every layer for a person, with an empty line between two.
-pub(crate) fn human(layers: &[ImageInfo], out: &mut dyn Write) -> io::Result<()> {
-    for (index, info) in layers.iter().enumerate() {
+pub(crate) fn human(layers: &[Titled], out: &mut dyn Write) -> io::Result<()> {
+    for (index, layer) in layers.iter().enumerate() {
         if index > 0 {
             writeln!(out)?;
         }
-        human_layer(info, out)?;
+        human_layer(layer, out)?;
     }
     Ok(())
 }
 
 /// One layer for a program.
-pub(crate) fn json(info: &ImageInfo) -> Json {
+pub(crate) fn json(layer: &Titled) -> Json {
+    let Titled { title, info } = layer;
     let children = Json::List(vec![Json::Object(vec![("name", "file".into()), ("info", file_node(info))])]);
     let mut fields = vec![("children", children)];
     if let Some(format) = info.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
@@ -35,7 +45,7 @@ pub(crate) fn json(info: &ImageInfo) -> Json {
         fields.push(("snapshots", snapshots::json(&info.snapshots)));
     }
     fields.push(("virtual-size", info.virtual_size.into()));
-    fields.push(("filename", name(info).into()));
+    fields.push(("filename", title.as_slice().into()));
     if let Some(cluster_size) = info.cluster_size {
         fields.push(("cluster-size", cluster_size.into()));
     }
@@ -62,7 +72,7 @@ pub(crate) fn json(info: &ImageInfo) -> Json {
 }
 
 /// The whole chain for a program.
-pub(crate) fn json_chain(layers: &[ImageInfo]) -> Json {
+pub(crate) fn json_chain(layers: &[Titled]) -> Json {
     Json::List(layers.iter().map(json).collect())
 }
 
@@ -136,8 +146,9 @@ fn bitmap(bitmap: &BitmapInfo) -> Json {
     ])
 }
 
-fn human_layer(info: &ImageInfo, out: &mut dyn Write) -> io::Result<()> {
-    write_line(out, "image: ", name(info))?;
+fn human_layer(layer: &Titled, out: &mut dyn Write) -> io::Result<()> {
+    let Titled { title, info } = layer;
+    write_line(out, "image: ", title)?;
     writeln!(out, "file format: {}", info.format)?;
     writeln!(out, "virtual size: {} ({} bytes)", human_size(info.virtual_size), info.virtual_size)?;
     writeln!(out, "disk size: {}", human_size(info.disk_size))?;

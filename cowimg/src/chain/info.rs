@@ -114,11 +114,16 @@ impl ImageInfo {
         found: &Found,
     ) -> Result<ImageInfo> {
         let io = |error| Error::io("read the size of the file", error);
-        let file_len = storage.len().map_err(io)?.next_multiple_of(512);
+        let disk_len = storage.len().map_err(io)?.next_multiple_of(512);
+        // The image may be a part of its file.
+        let file_len = match &found.file {
+            Some(file) => file.len().map_err(io)?.next_multiple_of(512),
+            None => disk_len,
+        };
         Ok(ImageInfo {
             path: path.map(Path::to_path_buf),
             format: found.kind.format(),
-            virtual_size: header.map_or(file_len, |header| header.size),
+            virtual_size: header.map_or(disk_len, |header| header.size),
             file_len,
             disk_size: storage.allocated_bytes().map_err(io)?,
             is_device: path.is_some_and(is_device),

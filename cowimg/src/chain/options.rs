@@ -1,7 +1,7 @@
 //! How an image is opened.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{CacheMode, FilePolicy, Image, LockMode};
@@ -41,13 +41,25 @@ pub struct OpenOptions {
     pub(super) snapshot_size: SnapshotSize,
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
+    pub(super) raw_window: Option<RawWindow>,
 }
 
 /// What stands in for the file that an image names as its backing file.
 #[derive(Debug, Clone)]
-pub(super) struct Below {
-    pub(super) storage: Arc<dyn Storage>,
-    pub(super) options: Box<OpenOptions>,
+pub(super) enum Below {
+    /// No file at all.
+    Nothing,
+    /// The image in this storage.
+    Storage(Arc<dyn Storage>, Box<OpenOptions>),
+    /// The file of this name, or of the name in the image.
+    File(Option<PathBuf>, Box<OpenOptions>),
+}
+
+/// The part of a file that a raw image is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RawWindow {
+    pub(super) offset: u64,
+    pub(super) size: Option<u64>,
 }
 
 impl Default for OpenOptions {
@@ -64,6 +76,7 @@ impl Default for OpenOptions {
             snapshot_size: SnapshotSize::Own,
             writable_layer: None,
             below: None,
+            raw_window: None,
         }
     }
 }
@@ -139,9 +152,6 @@ impl OpenOptions {
         self
     }
 
-    /// Opens the image at `path` and its whole backing chain. Where one of the files is in use in a way that does not
-    /// go together with this, the error is [`ErrorKind::Locked`](crate::ErrorKind::Locked), for a backing file within
-    /// [`ErrorKind::Backing`](crate::ErrorKind::Backing).
     /// Opens this layer for writing, too, so that [`crate::job::commit`] can write what is above into it. Opening fails with
     /// [`ErrorKind::NoBacking`](crate::ErrorKind::NoBacking) or [`ErrorKind::NoSuchLayer`](crate::ErrorKind::NoSuchLayer)
     /// when there is no such layer.
@@ -156,11 +166,38 @@ impl OpenOptions {
     /// none all the same.
     #[must_use]
     pub fn backing_storage(mut self, storage: Arc<dyn Storage>, options: OpenOptions) -> OpenOptions {
-        self.below = Some(Below { storage, options: Box::new(options) });
+        self.below = Some(Below::Storage(storage, Box::new(options)));
         self
     }
 
-    /// Opens the image at `path` and its whole backing chain.
+    /// Opens the image by itself, without the file that it names as its backing file: what it does not have reads as
+    /// zeroes.
+    #[must_use]
+    pub fn no_backing(mut self) -> OpenOptions {
+        self.below = Some(Below::Nothing);
+        self
+    }
+
+    /// What the image's backing file is, whatever the image says: the file at `path` (seen from the process's folder), or
+    /// without one the file that the image names, opened with the format, the window and the layers below that `options`
+    /// state. Locks, cache and limits are this image's.
+    #[must_use]
+    pub fn backing_override(mut self, path: Option<PathBuf>, options: OpenOptions) -> OpenOptions {
+        self.below = Some(Below::File(path, Box::new(options)));
+        self
+    }
+
+    /// The raw image is a part of its file: `size` bytes from `offset`, or all from there, both in bytes. Another format
+    /// than raw, and a part that the file does not have, are refused.
+    #[must_use]
+    pub fn raw_window(mut self, offset: u64, size: Option<u64>) -> OpenOptions {
+        self.raw_window = Some(RawWindow { offset, size });
+        self
+    }
+
+    /// Opens the image at `path` and its whole backing chain. Where one of the files is in use in a way that does not
+    /// go together with this, the error is [`ErrorKind::Locked`](crate::ErrorKind::Locked), for a backing file within
+    /// [`ErrorKind::Backing`](crate::ErrorKind::Backing).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         Image::open_with(path.as_ref(), self)
     }
@@ -168,5 +205,76 @@ impl OpenOptions {
     /// Opens the image in `storage`. Its backing file's name, if it has one, is relative to the process's folder.
     pub fn open_storage(&self, storage: Arc<dyn Storage>) -> Result<Image> {
         Image::open_storage_with(storage, self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BackingOptions, CreateOptions};
+
+    /// A folder with a raw base of 4 KiB of 1, another of 2, and an empty overlay on the first.
+    fn chain() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, byte) in [("one.raw", 1), ("two.raw", 2)] {
+            std::fs::write(folder.path().join(name), [byte; 4096]).unwrap();
+        }
+        let top = folder.path().join("top.qcow2");
+        let backing = BackingOptions { format: Some(Format::Raw), ..BackingOptions::new("one.raw") };
+        Image::create(&top, &CreateOptions { backing: Some(backing), ..CreateOptions::overlay("one.raw") })
+            .unwrap()
+            .close()
+            .unwrap();
+        (folder, top)
+    }
+
+    fn first_byte(options: &OpenOptions, path: &Path) -> u8 {
+        let mut byte = [0xff];
+        options.open(path).unwrap().read_at(&mut byte, 0).unwrap();
+        byte[0]
+    }
+
+    #[test]
+    fn an_image_alone_reads_as_zeroes_where_it_has_nothing() {
+        let (_folder, top) = chain();
+        assert_eq!(first_byte(&Image::options(), &top), 1);
+        let alone = Image::options().no_backing();
+        assert_eq!(first_byte(&alone, &top), 0);
+        assert_eq!(alone.open(&top).unwrap().layers().len(), 1);
+    }
+
+    #[test]
+    fn another_backing_file_stands_in_for_the_one_that_is_named() {
+        let (folder, top) = chain();
+        let raw = Image::options().format(Format::Raw);
+        let other = folder.path().join("two.raw");
+        assert_eq!(first_byte(&Image::options().backing_override(Some(other.clone()), raw.clone()), &top), 2);
+        assert_eq!(first_byte(&Image::options().backing_override(None, raw.clone()), &top), 1);
+        // A raw image takes no backing file, and a stated format is not second-guessed.
+        assert!(Image::options().backing_override(Some(top.clone()), raw).open(&other).is_err());
+        let qcow2 = Image::options().format(Format::Qcow2);
+        let wrong = Image::options().backing_override(Some(other), qcow2).open(&top).unwrap_err();
+        assert!(matches!(wrong.kind(), crate::ErrorKind::Backing { .. }), "{wrong}");
+    }
+
+    #[test]
+    fn a_raw_image_can_be_a_part_of_its_file() {
+        let (folder, top) = chain();
+        let path = folder.path().join("parts.raw");
+        let mut bytes = vec![3; 1024];
+        bytes.extend([4; 1024]);
+        std::fs::write(&path, bytes).unwrap();
+        let part = Image::options().format(Format::Raw).raw_window(1024, Some(512));
+        assert_eq!(first_byte(&part, &path), 4);
+        assert_eq!(part.open(&path).unwrap().size(), 512);
+        let info = crate::inspect(&path, &part).unwrap();
+        assert_eq!((info.virtual_size, info.file_len), (512, 2048));
+        let below = Image::options().backing_override(Some(path.clone()), part);
+        assert_eq!(first_byte(&below, &top), 4);
+        for (offset, size) in [(2049, None), (1024, Some(1536)), (0, Some(100))] {
+            let options = Image::options().format(Format::Raw).raw_window(offset, size);
+            assert!(options.open(&path).is_err(), "{offset} {size:?}");
+        }
+        assert!(Image::options().raw_window(0, None).open(&top).is_err());
     }
 }

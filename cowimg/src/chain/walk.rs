@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use super::file_use::{Purpose, file_use};
 use super::names;
-use super::options::{LayerChoice, OpenOptions};
+use super::options::{Below as StandIn, LayerChoice, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
 use crate::qcow2::Qcow2;
-use crate::storage::{Access, FileOptions, FileStorage, Storage, StorageExt};
+use crate::storage::{Access, FileOptions, FileStorage, Storage, StorageExt, WindowStorage};
 
 /// A file that was found to be a layer.
 #[derive(Debug)]
@@ -67,6 +67,7 @@ impl Found {
         let format = stated_or_probed(&*storage, options.format)?;
         // Nothing but the bytes that tell the format has been read before this.
         file.lock(file_use(format, purpose, options.lock)?)?;
+        let storage = windowed(storage, format, options)?;
         let kind = Kind::read(format, &*storage)?;
         Ok(Found {
             path: Some(path.to_path_buf()),
@@ -112,6 +113,22 @@ fn open_file(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Fil
     };
     FileStorage::open(path, &file.host_cache(options.cache_mode.host_cache()))
         .map_err(|error| Error::io("open the image", error).at_path(path))
+}
+
+/// The part of the file that is the image.
+fn windowed(storage: Arc<dyn Storage>, format: Format, options: &OpenOptions) -> Result<Arc<dyn Storage>> {
+    let Some(window) = options.raw_window else { return Ok(storage) };
+    if format != Format::Raw {
+        return Err(Error::invalid(format!(
+            "only a raw image can be a part of its file, and this is {format}"
+        )));
+    }
+    if window.size.is_some_and(|size| size % 512 != 0) {
+        return Err(Error::invalid("the size of the part of the file is not a multiple of 512 bytes"));
+    }
+    let part = WindowStorage::new(storage, window.offset, window.size)
+        .map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(Arc::new(part))
 }
 
 fn stated_or_probed(storage: &dyn Storage, stated: Option<Format>) -> Result<Format> {
@@ -204,13 +221,21 @@ struct Descent<'a> {
 impl Descent<'_> {
     /// Opens the file below `above`, if it names one.
     fn open_below(&mut self, above: &Found) -> Result<Option<Below>> {
-        let Some((name, format)) = above.backing() else { return Ok(None) };
-        if let Some(below) = self.stand_in.take().and_then(|options| options.below.as_ref()) {
-            self.stand_in = Some(&below.options);
-            let place = Place::Storage(Arc::clone(&below.storage));
-            let options = OpenOptions::clone(&below.options);
-            return Ok(Some(Below { place, options, purpose: self.purpose_of(None, above) }));
+        match self.stand_in.take().and_then(|options| options.below.as_ref()) {
+            Some(StandIn::Nothing) => return Ok(None),
+            Some(StandIn::File(path, options)) => {
+                self.stand_in = Some(options);
+                return self.open_stated(path.as_deref(), options, above).map(Some);
+            }
+            Some(StandIn::Storage(storage, options)) if above.backing().is_some() => {
+                self.stand_in = Some(options);
+                let place = Place::Storage(Arc::clone(storage));
+                let options = OpenOptions::clone(options);
+                return Ok(Some(Below { place, options, purpose: self.purpose_of(None, above) }));
+            }
+            Some(StandIn::Storage(..)) | None => {}
         }
+        let Some((name, format)) = above.backing() else { return Ok(None) };
         let refused = |why| {
             let name = String::from_utf8_lossy(name).into_owned();
             with_path(Error::new(ErrorKind::Refused { name, role: "backing file", why }), Some(above))
@@ -221,12 +246,34 @@ impl Descent<'_> {
         let context = |error| as_backing_of(above, error);
         let path = names::resolve(name, above.path.as_deref()).map_err(context)?;
         let format = stated_format(format).map_err(context)?;
-        let options = OpenOptions { format, ..self.options.clone() };
+        let options = OpenOptions { format, raw_window: None, ..self.options.clone() };
         let purpose = self.purpose_of(Some(&path), above);
         // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
         let file = open_file(&path, &options, purpose).map_err(context)?;
         options.backing.check(&path, above.path.as_deref()).map_err(refused)?;
         Ok(Some(Below { place: Place::File { path, file }, options, purpose }))
+    }
+
+    /// Opens the file that the caller has stated in place of the one that `above` names.
+    fn open_stated(&mut self, path: Option<&Path>, stated: &OpenOptions, above: &Found) -> Result<Below> {
+        if above.kind.format() == Format::Raw {
+            return Err(with_path(Error::unsupported("a raw image cannot have a backing file"), Some(above)));
+        }
+        let named = above.backing().filter(|_| path.is_none());
+        let path = match (path, above.backing_path()) {
+            (Some(path), _) => path.to_path_buf(),
+            (None, Some(named)) => named.map_err(|error| as_backing_of(above, error))?,
+            (None, None) => return Err(with_path(Error::new(ErrorKind::NoBacking), Some(above))),
+        };
+        let context = |error: Error| as_backing_of(above, error.at_path(&path));
+        let format = match (stated.format, named) {
+            (None, Some((_, format))) => stated_format(format).map_err(context)?,
+            (format, _) => format,
+        };
+        let options = OpenOptions { format, raw_window: stated.raw_window, ..self.options.clone() };
+        let purpose = self.purpose_of(Some(&path), above);
+        let file = open_file(&path, &options, purpose).map_err(context)?;
+        Ok(Below { place: Place::File { path, file }, options, purpose })
     }
 
     /// What the layer at `path` is opened for: to be written, if it is the one that is meant.
@@ -254,8 +301,9 @@ fn as_backing_of(above: &Found, error: Error) -> Error {
     if matches!(error.kind(), ErrorKind::Refused { .. }) {
         return with_path(error, Some(above));
     }
-    let name =
-        above.backing().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
+    let named = above.backing().map(|(name, _)| String::from_utf8_lossy(name).into_owned());
+    let opened = || error.path().map(|path| path.display().to_string());
+    let name = named.or_else(opened).unwrap_or_default();
     with_path(Error::new(ErrorKind::Backing { name, source: Box::new(error) }), Some(above))
 }
 

@@ -27,6 +27,7 @@ mod memory;
 mod model_tests;
 mod sparse;
 mod unsynced;
+mod window;
 
 pub use aligned::{AlignedStorage, Alignment};
 pub use ext::StorageExt;
@@ -36,6 +37,7 @@ pub use lock::{FileUse, Permissions};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
 pub use unsynced::UnsyncedStorage;
+pub use window::WindowStorage;
 
 /// What a piece of the storage holds, as far as the host can tell cheaply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
