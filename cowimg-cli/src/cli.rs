@@ -6,7 +6,8 @@ use std::io::Write;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{check, convert, create, discard, info, map, read, resize, write, zero};
+use crate::args::size::mark_negative_sizes;
+use crate::commands::{check, convert, create, discard, info, map, read, resize, snapshot, write, zero};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -46,6 +47,7 @@ enum Command {
     Map(map::Args),
     Convert(convert::Args),
     Resize(resize::Args),
+    Snapshot(snapshot::Args),
     Read(read::Args),
     Write(write::Args),
     Zero(zero::Args),
@@ -58,7 +60,7 @@ const OUR_COMMANDS: [&str; 4] = ["read", "write", "zero", "discard"];
 /// Parses a command line, the program's name first, and runs the command.
 pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
     let parsed = grammar(console.manner)
-        .try_get_matches_from(arguments)
+        .try_get_matches_from(mark_negative_sizes(arguments))
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
     let command = match parsed {
         Ok(line) => line.command,
@@ -71,6 +73,7 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Map(args) => map::run(&args, console),
         Command::Convert(args) => convert::run(&args, console),
         Command::Resize(args) => resize::run(&args, console),
+        Command::Snapshot(args) => snapshot::run(&args, console),
         Command::Read(args) => read::run(&args, console),
         Command::Write(args) => write::run(&args, console),
         Command::Zero(args) => zero::run(&args, console),

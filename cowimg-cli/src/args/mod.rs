@@ -54,6 +54,16 @@ impl Source {
         ImageName::parse(&self.file, ImageForm { format, image_opts, force_share })
     }
 
+    /// Refuses `-U` for a command that changes the image and does not know it.
+    pub(crate) fn refuse_force_share(&self, command: &str) -> Result<(), Failure> {
+        if self.force_share {
+            return Err(Failure::usage(format!(
+                "{command} changes the image, which no other process may use meanwhile: there is no -U here"
+            )));
+        }
+        Ok(())
+    }
+
     /// Opens the image with its whole backing chain, for reading.
     pub(crate) fn open(&self) -> Result<Image, Failure> {
         self.name()?.open()

@@ -8,6 +8,7 @@
 //! A fraction needs a suffix that has room for it, and is rounded to the nearest byte. Hexadecimal numbers take
 //! no suffix, because `0x1e` and `0x1b` would then have two meanings.
 
+use std::ffi::OsString;
 use std::fmt;
 
 /// The largest size or offset: the largest file offset there is.
@@ -71,8 +72,31 @@ pub(crate) enum SizeChange {
     Shrink(u64),
 }
 
+/// Stands before a negative size, so that it is not taken for options. No argument of a process has this byte.
+const MARK: char = '\0';
+
+/// The command line with a mark before every negative size of `resize`: `-5M` is one and `-q` an option.
+pub(crate) fn mark_negative_sizes(arguments: &[OsString]) -> Vec<OsString> {
+    let is_resize = arguments.get(1).is_some_and(|command| command == "resize");
+    let is_negative_size = |argument: &&OsString| {
+        let number = argument.to_str().and_then(|text| text.strip_prefix('-'));
+        number.is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit() || first == '.'))
+            && number.is_some_and(|number| parse_unsigned(number, number).is_ok())
+    };
+    let marked = |argument: &OsString| match Some(argument).filter(is_negative_size) {
+        Some(size) if is_resize => {
+            let mut marked = OsString::from(String::from(MARK));
+            marked.push(size);
+            marked
+        }
+        _ => argument.clone(),
+    };
+    arguments.iter().map(marked).collect()
+}
+
 /// Parses `SIZE`, `+SIZE` or `-SIZE`.
 pub(crate) fn parse_size_change(text: &str) -> Result<SizeChange, SizeError> {
+    let text = text.strip_prefix(MARK).unwrap_or(text);
     if let Some(more) = text.strip_prefix('+') {
         return parse_unsigned(more, text).map(SizeChange::Grow);
     }

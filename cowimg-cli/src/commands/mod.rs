@@ -17,6 +17,7 @@ pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod read;
 pub(crate) mod resize;
+pub(crate) mod snapshot;
 pub(crate) mod write;
 pub(crate) mod zero;
 

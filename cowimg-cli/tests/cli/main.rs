@@ -13,4 +13,5 @@ mod info;
 mod locks;
 mod map;
 mod resize;
+mod snapshot;
 mod workbench;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
@@ -77,6 +78,12 @@ impl Workbench {
 
     pub(crate) fn cowimg_with(&self, arguments: &[impl AsRef<OsStr>]) -> Run {
         Run::of(self.command(env!("CARGO_BIN_EXE_cowimg")).args(arguments).output().expect("cowimg starts"))
+    }
+
+    /// Runs the program under the name of qemu-img.
+    pub(crate) fn as_qemu_img(&self, arguments: &[impl AsRef<OsStr>]) -> Run {
+        let mut command = self.command(env!("CARGO_BIN_EXE_cowimg"));
+        Run::of(command.arg0("qemu-img").args(arguments).output().expect("cowimg starts"))
     }
 
     /// Runs the program with bytes on standard input.

@@ -8,11 +8,11 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::Qcow2;
 use super::metadata::{Freed, Metadata, Space};
 use super::zero::Wish;
-use super::{Mode, Qcow2};
 use crate::disk::{Disk, ResizeOptions, ZeroMode};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::qcow2::layout::Preallocation;
 use crate::format::qcow2::{Header, HostOffset, Version, header_fields};
 use crate::range::ByteRange;
@@ -43,9 +43,7 @@ impl Qcow2 {
     }
 
     fn check_resize(&self, old_size: u64, new_size: u64, options: ResizeOptions) -> Result<()> {
-        if self.mode == Mode::ReadOnly {
-            return Err(Error::new(ErrorKind::ReadOnly));
-        }
+        self.check_writable()?;
         options.check(old_size, new_size)?;
         if !new_size.is_multiple_of(512) {
             return Err(Error::invalid(format!("the size {new_size} is not a multiple of 512 bytes")));

@@ -12,11 +12,13 @@
 //! Tables that a snapshot takes over stay as they are, copied flags included, which mean nothing there; the active tree
 //! gets copies where flags are to change. That is so for tables written since the last snapshot: the others are shared.
 
-use super::Qcow2;
+use std::sync::MutexGuard;
+
 use super::draft::{Draft, NextState};
 use super::metadata::Metadata;
 use super::refcounts::Change;
 use super::snapshot_table::{SnapshotSelector, SnapshotSize, encode_snapshots, next_id, read_snapshots};
+use super::{Mode, Qcow2};
 use crate::corruption::Corruption;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -75,13 +77,16 @@ impl Qcow2 {
         if new.name.len() > MAX_NAME {
             return Err(Error::invalid(format!("a snapshot's name has at most {MAX_NAME} bytes")));
         }
+        let _no_other = self.lock_all_changes();
+        self.check_writable()?;
+        let others = self.present()?.snapshots;
+        if new.names == SnapshotNames::Unique && others.iter().any(|other| other.name == new.name) {
+            let name = String::from_utf8_lossy(&new.name).into_owned();
+            return Err(Error::new(ErrorKind::SnapshotExists { name }));
+        }
         let mut made = Snapshot::default();
-        self.change_whole_disk(|image, meta| {
+        self.change_alone(|image, meta| {
             let Present { header, mut snapshots, table_len } = image.present()?;
-            if new.names == SnapshotNames::Unique && snapshots.iter().any(|other| other.name == new.name) {
-                let name = String::from_utf8_lossy(&new.name).into_owned();
-                return Err(Error::new(ErrorKind::SnapshotExists { name }));
-            }
             snapshots.push(image.describe(new, &header, &snapshots));
             // Its length is what counts here; where its L1 table is comes later.
             encode_snapshots(&snapshots)?;
@@ -101,10 +106,13 @@ impl Qcow2 {
 
     /// Makes the disk what it was when the snapshot was taken, its size included. What the disk holds now is gone.
     pub(crate) fn apply_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
-        self.change_whole_disk(|image, meta| {
-            let Present { mut header, snapshots, .. } = image.present()?;
-            let snapshot = &snapshots[selector.find_in(&snapshots)?];
-            image.check_applicable(&header, snapshot)?;
+        let _no_other = self.lock_all_changes();
+        self.check_writable()?;
+        let Present { header, snapshots, .. } = self.present()?;
+        let snapshot = &snapshots[selector.find_in(&snapshots)?];
+        self.check_applicable(&header, snapshot)?;
+        self.change_alone(|image, meta| {
+            let mut header = image.header();
             let mut l1 = image.snapshot_l1(snapshot)?;
             header.size = snapshot.extra.disk_size.unwrap_or(header.size);
             let needed = image.geometry.l1_entries_for(header.size).max(l1.len() as u64);
@@ -123,7 +131,10 @@ impl Qcow2 {
 
     /// Deletes a snapshot. What only it held is free afterwards.
     pub(crate) fn delete_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
-        self.change_whole_disk(|image, meta| {
+        let _no_other = self.lock_all_changes();
+        self.check_writable()?;
+        selector.find_in(&self.present()?.snapshots)?;
+        self.change_alone(|image, meta| {
             let Present { header, mut snapshots, table_len } = image.present()?;
             let snapshot = snapshots.remove(selector.find_in(&snapshots)?);
             let gone = image.snapshot_l1(&snapshot)?;
@@ -165,14 +176,31 @@ impl Qcow2 {
     /// Runs `change` while no other change of the disk, no commit and no read runs.
     pub(super) fn change_whole_disk(
         &self,
-        change: impl FnOnce(&Qcow2, &mut std::sync::MutexGuard<'_, Metadata>) -> Result<()>,
+        change: impl FnOnce(&Qcow2, &mut MutexGuard<'_, Metadata>) -> Result<()>,
     ) -> Result<()> {
         let _no_other = self.lock_all_changes();
+        self.change_alone(change)
+    }
+
+    /// The same for a caller that holds all changes back already: what is refused is refused before, for this prepares the
+    /// image for its first change.
+    fn change_alone(
+        &self,
+        change: impl FnOnce(&Qcow2, &mut MutexGuard<'_, Metadata>) -> Result<()>,
+    ) -> Result<()> {
         self.begin_change()?;
         let _one_at_a_time = self.lock_commit();
         let _nothing_in_flight = self.epochs.close();
         self.failure.check()?;
         change(self, &mut self.lock_meta())
+    }
+
+    /// Refuses what cannot be changed, and changes nothing for it.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.mode == Mode::ReadOnly {
+            return Err(Error::new(ErrorKind::ReadOnly));
+        }
+        self.failure.check()
     }
 
     fn present(&self) -> Result<Present> {
