@@ -22,7 +22,7 @@ use std::io;
 use std::sync::PoisonError;
 
 use super::FileStorage;
-use super::lock_holder;
+use super::lock_holder::{self, LockOwner};
 use crate::error::{Error, ErrorKind, LockConflict, Result};
 
 /// First of the bytes that those lock who take a permission.
@@ -168,7 +168,7 @@ impl FileStorage {
 
     fn look_for_conflict(&self, new: FileUse) -> Result<()> {
         for (byte, conflict) in new.conflicts() {
-            if let Some(owner) = host::owner(self.file(), byte).map_err(lock_error)? {
+            if let Some(owner) = owner(self.file(), byte)? {
                 let holder = lock_holder::find(self.file(), byte, owner);
                 return Err(Error::new(ErrorKind::Locked { conflict, holder }));
             }
@@ -196,7 +196,7 @@ fn set_bytes(file: &File, old: FileUse, new: FileUse) -> Result<()> {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied) =>
             {
-                let owner = host::owner(file, byte).map_err(lock_error)?.unwrap_or_default();
+                let owner = owner(file, byte)?.unwrap_or_default();
                 let holder = lock_holder::find(file, byte, owner);
                 return Err(Error::new(ErrorKind::Locked { conflict: LockConflict::Exclusive, holder }));
             }
@@ -207,6 +207,11 @@ fn set_bytes(file: &File, old: FileUse, new: FileUse) -> Result<()> {
         host::unlock(file, byte).map_err(lock_error)?;
     }
     Ok(())
+}
+
+/// Who has a lock of any kind on `byte`, this open file excepted.
+fn owner(file: &File, byte: u8) -> Result<Option<LockOwner>> {
+    host::pid_of_owner(file, byte).map(|pid| pid.map(LockOwner::of_pid)).map_err(lock_error)
 }
 
 fn lock_error(source: io::Error) -> Error {
@@ -222,8 +227,6 @@ mod host {
     use nix::fcntl::{FcntlArg, fcntl};
     use nix::libc;
 
-    use crate::storage::lock_holder::LockOwner;
-
     pub(super) fn lock(file: &File, byte: u8) -> io::Result<()> {
         set(file, libc::F_RDLCK, byte)
     }
@@ -232,12 +235,13 @@ mod host {
         set(file, libc::F_UNLCK, byte)
     }
 
-    /// Who has a lock of any kind on `byte`, this open file excepted.
-    pub(super) fn owner(file: &File, byte: u8) -> io::Result<Option<LockOwner>> {
+    /// The process that has a lock of any kind on `byte`, this open file excepted; -1 for one that belongs to an open
+    /// file.
+    pub(super) fn pid_of_owner(file: &File, byte: u8) -> io::Result<Option<i32>> {
         let mut found = one_byte(libc::F_WRLCK, byte);
         match fcntl(file, FcntlArg::F_OFD_GETLK(&mut found)) {
             Ok(_) if found.l_type == libc::F_UNLCK as libc::c_short => Ok(None),
-            Ok(_) => Ok(Some(LockOwner::of_pid(found.l_pid))),
+            Ok(_) => Ok(Some(found.l_pid)),
             Err(Errno::EINVAL) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -267,8 +271,6 @@ mod host {
     use std::fs::File;
     use std::io;
 
-    use crate::storage::lock_holder::LockOwner;
-
     pub(super) fn lock(_: &File, _: u8) -> io::Result<()> {
         Ok(())
     }
@@ -277,7 +279,7 @@ mod host {
         Ok(())
     }
 
-    pub(super) fn owner(_: &File, _: u8) -> io::Result<Option<LockOwner>> {
+    pub(super) fn pid_of_owner(_: &File, _: u8) -> io::Result<Option<i32>> {
         Ok(None)
     }
 }

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::{
-    Access, CrashChoice, FaultyStorage, FileStorage, MemoryStorage, Operation, Storage, StorageExt,
-    StorageExtent, StorageExtentKind,
+    Access, AlignedStorage, CrashChoice, FaultyStorage, FileOptions, FileStorage, HostCache, MemoryStorage,
+    Operation, Storage, StorageExt, StorageExtent, StorageExtentKind,
 };
 use crate::range::ByteRange;
 
@@ -192,6 +192,23 @@ proptest! {
         for (sector, held) in left.chunks(512).zip(&may_hold) {
             prop_assert!(sector.iter().all(|byte| *byte == sector[0]), "a torn sector");
             prop_assert!(held.contains(&sector[0]), "{} is none of {held:?}", sector[0]);
+        }
+    }
+}
+
+proptest! {
+    // Each change is a few accesses to the disk.
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// With and without the host's calls, where the file system lets files bypass its cache.
+    #[test]
+    fn files_past_the_hosts_cache_follow_the_model(changes in prop::collection::vec(change(), 1..20)) {
+        for with_calls in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let options = FileOptions::create_new().host_cache(HostCache::Bypassed);
+            let Ok(file) = FileStorage::open(dir.path().join("a"), &options) else { return Ok(()) };
+            let file = if with_calls { file } else { file.without_host_calls() };
+            follows_the_model(&AlignedStorage::direct(file).unwrap(), &changes);
         }
     }
 }

@@ -103,6 +103,16 @@ impl Holder {
         Some(holder)
     }
 
+    /// A `qemu-img commit` of the image at `path` into `base`, which will not end before it is stopped.
+    pub(crate) fn commit(path: &Path, base: &Path) -> Holder {
+        let mut command = qemu_tools::command("qemu-img");
+        command.args(["commit", "-q", "-d", "-r", "1024", "-b"]).arg(base).arg(path);
+        let holder = Holder::start(&mut command);
+        let pid = holder.pid();
+        wait_for("the commit", || locks_of(pid).iter().any(|line| line.contains(" 200 ")));
+        holder
+    }
+
     /// A guest's disk on a raw file, as `qemu-system-*` has it: written, and by nobody else.
     pub(crate) fn guest(path: &Path) -> Holder {
         let file = FileStorage::open(path, &FileOptions::read_write()).expect("the file opens");
@@ -137,14 +147,17 @@ impl Holder {
 
 /// Whether a process has all the locks that it takes: they are taken at once, before it waits for anything.
 fn has_locks(pid: u32) -> bool {
-    let count = || {
-        let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?;
-        let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
-        Some(texts.map(|text| text.matches("lock:").count()).sum::<usize>())
-    };
-    let before = count();
+    let before = locks_of(pid);
     std::thread::sleep(Duration::from_millis(30));
-    before > Some(0) && before == count()
+    !before.is_empty() && before.len() == locks_of(pid).len()
+}
+
+/// The locks of a process, as the host lists them.
+fn locks_of(pid: u32) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return Vec::new() };
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let lines = texts.flat_map(|text| text.lines().map(|line| format!("{line} ")).collect::<Vec<_>>());
+    lines.filter(|line| line.starts_with("lock:")).collect()
 }
 
 fn wait_for(what: &str, mut is_ready: impl FnMut() -> bool) {

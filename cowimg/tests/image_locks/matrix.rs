@@ -1,12 +1,13 @@
 //! Every operation on every file beside every holder.
 
-use cowimg::{Access, Format};
+use cowimg::{Access, Format, Image, LayerChoice};
 
 use crate::holder::{Holder, Manner, Who};
 use crate::lab::{FILES, Lab};
 use crate::operation::{
     OPERATIONS, Operation, Outcome, holder_in, outcome_of, replace_by_qemu, try_replacing_by_library,
 };
+use crate::qemu_tools;
 
 /// What was done or refused, in the order of the files and operations.
 type Outcomes = Vec<(&'static str, Operation, Outcome)>;
@@ -122,6 +123,41 @@ fn beside_a_guests_raw_disk() {
     let lab = Lab::new();
     let holder = Holder::guest(&lab.path("base.raw"));
     compare_beside(&lab, &holder, "a guest's disk");
+}
+
+/// An image is committed through the one below it into the base: the one between has no content to rely on meanwhile.
+#[test]
+fn beside_a_commit_through_several_layers() {
+    let [by_qemu, by_library] = [Who::QemuIo, Who::Library].map(|who| {
+        let lab = Lab::new();
+        let upper = lab.path("upper.qcow2");
+        qemu_tools::img("create -q -f qcow2 -F qcow2 -b top.qcow2", &[&upper]);
+        qemu_tools::io(&upper, &["write -P 1 0 1M".to_owned()]);
+        let base = lab.path("base.qcow2");
+        let _holder = match who {
+            Who::QemuIo => Holder::commit(&upper, &base),
+            Who::Library => Holder::Image(
+                Image::options()
+                    .access(Access::ReadWrite)
+                    .writable_layer(LayerChoice::Named(base.into_os_string()))
+                    .open(&upper)
+                    .expect("the image opens"),
+            ),
+        };
+        let mut outcomes = Vec::new();
+        for name in ["upper.qcow2", "top.qcow2", "base.qcow2"] {
+            for operation in OPERATIONS {
+                let ours = operation.try_by_library(&lab.path(name));
+                let theirs = operation.try_by_qemu(&lab.path(name));
+                assert_eq!(outcome_of(&ours), theirs, "{who:?}: {operation:?} of {name}: {ours:?}");
+                outcomes.push((name, operation, theirs));
+            }
+        }
+        outcomes
+    });
+    assert_eq!(by_qemu, by_library);
+    let between = |operation| (by_qemu.iter()).find(|row| row.0 == "top.qcow2" && row.1 == operation);
+    assert_eq!(between(Operation::ReadShared).map(|row| &row.2), Some(&Outcome::Refused));
 }
 
 /// Nobody is there, so that everything may be done: the matrix above does not compare failures of another kind.
