@@ -10,12 +10,14 @@
 //! | raw | reading | read | |
 //! | raw | writing | read, write | |
 //! | raw | resizing | read, write, resize | |
+//! | a part of a file as a raw image | | as raw | resize |
 //! | any | creation in place | write, resize | resize |
 //!
 //! A raw image has no structures that a second writer could break, so that the locks leave it to its users to share
 //! one; a guest's disk controller does not share. With [`LockMode::Share`] all is borne. A backing file is a file that
 //! is read: its readers share it, and nobody writes it meanwhile.
 
+use super::options::RawWindow;
 use crate::error::{Error, Result};
 use crate::format::probe::Format;
 use crate::storage::{Access, FileStorage, FileUse, Permissions};
@@ -75,8 +77,30 @@ impl Purpose {
     }
 }
 
-/// The use of a file of this format that is opened for `purpose`.
-pub(super) fn file_use(format: Format, purpose: Purpose, mode: LockMode) -> Result<FileUse> {
+/// What a file is to the image that it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The whole of a raw image.
+    Raw,
+    /// A file whose middle is a raw image.
+    RawWindow,
+    /// A qcow2 image.
+    Qcow2,
+}
+
+impl Part {
+    /// The file of an image of this format, which may be a part of it.
+    pub(super) fn of(format: Format, window: Option<RawWindow>) -> Part {
+        match (format, window) {
+            (Format::Raw, None) => Part::Raw,
+            (Format::Raw, Some(_)) => Part::RawWindow,
+            (Format::Qcow2, _) => Part::Qcow2,
+        }
+    }
+}
+
+/// The use of a file that is opened for `purpose`.
+pub(super) fn file_use(part: Part, purpose: Purpose, mode: LockMode) -> Result<FileUse> {
     use Permissions as P;
     if mode == LockMode::Share && purpose == Purpose::Write {
         return Err(Error::invalid(
@@ -86,15 +110,16 @@ pub(super) fn file_use(format: Format, purpose: Purpose, mode: LockMode) -> Resu
     if mode == LockMode::Off || purpose == Purpose::Peek {
         return Ok(FileUse::NONE);
     }
-    let takes = match (purpose, format) {
+    let takes = match (purpose, part) {
         (Purpose::Peek | Purpose::Inspect, _) => P::NONE,
         (Purpose::Read | Purpose::ReadAlone, _) => P::READ,
-        (Purpose::Write, Format::Raw) => P::READ.with(P::WRITE),
-        (Purpose::Write, Format::Qcow2) => P::READ.with(P::WRITE).with(P::RESIZE),
+        (Purpose::Write, Part::Raw | Part::RawWindow) => P::READ.with(P::WRITE),
+        (Purpose::Write, Part::Qcow2) => P::READ.with(P::WRITE).with(P::RESIZE),
     };
-    let unborne = match (mode, format) {
-        (LockMode::Share, _) | (_, Format::Raw) => P::NONE,
-        (_, Format::Qcow2) => P::WRITE.with(P::RESIZE),
+    let unborne = match (mode, part) {
+        (LockMode::Share, _) | (_, Part::Raw) => P::NONE,
+        (_, Part::RawWindow) => P::RESIZE,
+        (_, Part::Qcow2) => P::WRITE.with(P::RESIZE),
     };
     let unborne = if purpose == Purpose::ReadAlone { unborne.with(P::READ) } else { unborne };
     Ok(FileUse { takes, bears: P::ALL.without(unborne) })

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file_use::{Purpose, file_use};
+use super::file_use::{Part, Purpose, file_use};
 use super::names;
 use super::options::{Below as StandIn, LayerChoice, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
@@ -66,7 +66,7 @@ impl Found {
         let storage = options.cache_mode.storage(&file)?;
         let format = stated_or_probed(&*storage, options.format)?;
         // Nothing but the bytes that tell the format has been read before this.
-        file.lock(file_use(format, purpose, options.lock)?)?;
+        file.lock(file_use(Part::of(format, options.raw_window), purpose, options.lock)?)?;
         let storage = windowed(storage, format, options)?;
         let kind = Kind::read(format, &*storage)?;
         Ok(Found {

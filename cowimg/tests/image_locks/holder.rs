@@ -1,11 +1,12 @@
 //! Programs, and the library, that have a file open while others try to.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cowimg::storage::{FileOptions, FileStorage, FileUse, Permissions};
-use cowimg::{Access, Image, LockMode};
+use cowimg::{Access, Format, Image, LockMode, OpenOptions};
 
 use crate::lab::format_of;
 use crate::qemu_tools;
@@ -51,24 +52,38 @@ impl Holder {
         match who {
             Who::QemuIo => Holder::qemu_io(manner, path),
             Who::Library => {
-                let options = match manner {
-                    Manner::Writing => Image::options().access(Access::ReadWrite),
-                    Manner::Reading => Image::options(),
-                    Manner::Sharing => Image::options().lock(LockMode::Share),
-                };
-                Holder::Image(options.format(format_of(path)).open(path).expect("the holder opens the image"))
+                let options = options_of(manner).format(format_of(path));
+                Holder::Image(options.open(path).expect("the holder opens the image"))
+            }
+        }
+    }
+
+    /// Opens the bytes of the raw file at `path` from the second sector on.
+    pub(crate) fn of_part(who: Who, manner: Manner, path: &Path) -> Holder {
+        match who {
+            Who::QemuIo => {
+                let part = format!("driver=raw,offset=512,file.driver=file,file.filename={}", path.display());
+                Holder::qemu_io_with(manner, &["--image-opts".as_ref(), part.as_ref()])
+            }
+            Who::Library => {
+                let options = options_of(manner).format(Format::Raw).raw_window(512, None);
+                Holder::Image(options.open(path).expect("the holder opens the image"))
             }
         }
     }
 
     fn qemu_io(manner: Manner, path: &Path) -> Holder {
+        Holder::qemu_io_with(manner, &["-f".as_ref(), format_of(path).as_str().as_ref(), path.as_os_str()])
+    }
+
+    fn qemu_io_with(manner: Manner, arguments: &[&OsStr]) -> Holder {
         let mut command = qemu_tools::command("qemu-io");
         command.args(match manner {
             Manner::Writing => &[][..],
             Manner::Reading => &["-r"],
             Manner::Sharing => &["-r", "-U"],
         });
-        command.args(["-f", format_of(path).as_str()]).arg(path);
+        command.args(arguments);
         // It waits for commands until its input ends.
         Holder::start(command.stdin(Stdio::piped()))
     }
@@ -142,6 +157,14 @@ impl Holder {
             has_locks(pid)
         });
         Holder::Process(process)
+    }
+}
+
+fn options_of(manner: Manner) -> OpenOptions {
+    match manner {
+        Manner::Writing => Image::options().access(Access::ReadWrite),
+        Manner::Reading => Image::options(),
+        Manner::Sharing => Image::options().lock(LockMode::Share),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every operation on every file beside every holder.
 
+use std::os::unix::fs::MetadataExt;
+
 use cowimg::{Access, Format, Image, LayerChoice};
 
 use crate::holder::{Holder, Manner, Who};
@@ -123,6 +125,46 @@ fn beside_a_guests_raw_disk() {
     let lab = Lab::new();
     let holder = Holder::guest(&lab.path("base.raw"));
     compare_beside(&lab, &holder, "a guest's disk");
+}
+
+/// The locks themselves, as the kernel lists them for each file of the lab.
+fn locked_bytes(lab: &Lab) -> Vec<(&'static str, Vec<String>)> {
+    let list = std::fs::read_to_string("/proc/locks").expect("the kernel lists locks");
+    let of = |name| {
+        let inode = std::fs::metadata(lab.path(name)).expect("the file is there").ino();
+        let lines = list.lines().filter(|line| line.contains(&format!(":{inode} ")));
+        // All but the number of the line and the process, which is none.
+        let mut locks: Vec<String> =
+            lines.map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect();
+        locks.sort();
+        (name, locks)
+    };
+    FILES.into_iter().map(of).collect()
+}
+
+#[test]
+fn the_library_locks_the_bytes_that_qemu_locks() {
+    for manner in [Manner::Writing, Manner::Reading, Manner::Sharing] {
+        for (name, is_part) in FILES.map(|name| (name, false)).into_iter().chain([("base.raw", true)]) {
+            let lab = Lab::new();
+            let [theirs, ours] = [Who::QemuIo, Who::Library].map(|who| {
+                let hold = if is_part { Holder::of_part } else { Holder::of };
+                let _holder = hold(who, manner, &lab.path(name));
+                locked_bytes(&lab)
+            });
+            assert!(theirs.iter().any(|(_, locks)| !locks.is_empty()));
+            assert_eq!(ours, theirs, "{manner:?} {name}, a part: {is_part}");
+        }
+    }
+}
+
+#[test]
+fn beside_a_writer_of_a_part_of_a_file() {
+    for who in [Who::QemuIo, Who::Library] {
+        let lab = Lab::new();
+        let holder = Holder::of_part(who, Manner::Writing, &lab.path("base.raw"));
+        compare_beside(&lab, &holder, &format!("{who:?} with a part of a file"));
+    }
 }
 
 /// An image is committed through the one below it into the base: the one between has no content to rely on meanwhile.
