@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
-use crate::commands::{check, convert, create, discard, info, map, read, resize, snapshot, write, zero};
+use crate::commands::{bitmap, check, convert, create, discard, info, map, read, resize, snapshot, write, zero};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -41,6 +41,7 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bitmap(bitmap::Args),
     Create(create::Args),
     Info(info::Args),
     Check(check::Args),
@@ -67,6 +68,7 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Err(error) => return explain(&error, arguments, console),
     };
     match command {
+        Command::Bitmap(args) => bitmap::run(&args, console),
         Command::Create(args) => create::run(&args, console),
         Command::Info(args) => info::run(&args, console),
         Command::Check(args) => check::run(&args, console),

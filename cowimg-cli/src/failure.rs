@@ -55,6 +55,15 @@ impl Failure {
         self
     }
 
+    /// Says what was being done when it happened; `what` is a clause.
+    #[must_use]
+    pub(crate) fn within(mut self, what: impl fmt::Display) -> Failure {
+        if let Cause::Message(message) = &mut self.cause {
+            *message = format!("{what}: {message}");
+        }
+        self
+    }
+
     /// Sets another exit code than 1.
     #[must_use]
     pub(crate) fn code(mut self, code: ExitCode) -> Failure {

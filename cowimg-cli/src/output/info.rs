@@ -136,7 +136,7 @@ fn format_specific(info: &ImageInfo) -> Option<Vec<(&'static str, Json)>> {
 }
 
 /// A bitmap that the image stores.
-fn bitmap(bitmap: &BitmapInfo) -> Json {
+pub(super) fn bitmap(bitmap: &BitmapInfo) -> Json {
     let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
     let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| (*name).into());
     Json::Object(vec![

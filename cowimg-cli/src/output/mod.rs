@@ -5,6 +5,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+pub(crate) mod bitmaps;
 pub(crate) mod check;
 pub(crate) mod create;
 pub(crate) mod hex;

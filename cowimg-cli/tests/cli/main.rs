@@ -4,6 +4,7 @@
 //! with a clear message where that is missing. One file per command; `workbench` has what they share.
 
 mod bad_input;
+mod bitmap;
 mod bytes;
 mod check;
 mod command_line;

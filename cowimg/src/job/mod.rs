@@ -5,6 +5,7 @@
 mod commit;
 mod compare;
 mod convert;
+mod copy_bitmaps;
 mod in_turn;
 mod measure;
 mod pace;
@@ -19,6 +20,7 @@ pub use convert::{
     Compression, ConvertOptions, ConvertReport, Copying, Order, Part, ReadErrors, TargetContent, convert,
     convert_parts,
 };
+pub use copy_bitmaps::{BrokenBitmaps, check_bitmaps, copy_bitmaps};
 pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
 pub use rebase::{NewBacking, RebaseOptions, RebaseReport, rebase};
 
