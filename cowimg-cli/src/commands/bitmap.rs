@@ -3,14 +3,14 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use cowimg::{Format, Image, NewBitmap};
 
 use crate::args::image::parse_format;
+use crate::args::image_name::{ImageForm, ImageName};
 use crate::args::size::parse_size;
-use crate::args::{Report, ReportFormat, Source, path_parser};
+use crate::args::{Report, ReportFormat, Source};
 use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -35,8 +35,8 @@ pub(crate) struct Args {
     granularity: Option<u64>,
 
     /// The image that has the bitmap to merge; without it the image itself
-    #[arg(short = 'b', long, value_name = "SRC", value_parser = path_parser())]
-    source_file: Option<PathBuf>,
+    #[arg(short = 'b', long, value_name = "SRC")]
+    source_file: Option<OsString>,
 
     /// Format of that image
     #[arg(short = 'F', long, value_name = "FMT", value_parser = parse_format)]
@@ -138,8 +138,11 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         return list(args, out);
     }
     let bitmap = check(args)?;
-    let image = args.image.open_to_write()?;
-    let source = args.source_file.as_deref().map(|path| open_source(path, args.source_format)).transpose()?;
+    let mut image = args.image.name()?;
+    // Only the image's own bitmaps are looked at: what is below it may be missing.
+    image.options = image.options.no_backing();
+    let image = image.open_to_write()?;
+    let source = args.source_file.as_deref().map(|name| open_source(name, args.source_format)).transpose()?;
     let done = actions.iter().try_for_each(|action| {
         let done = carry_out(action, bitmap, &image, source.as_ref().unwrap_or(&image), args.granularity);
         done.map_err(|error| failed(action, bitmap, error))
@@ -174,12 +177,8 @@ fn check(args: &Args) -> Result<&OsStr, Failure> {
     Ok(bitmap)
 }
 
-fn open_source(path: &Path, format: Option<Format>) -> Result<Image, Failure> {
-    let options = match format {
-        Some(format) => Image::options().format(format),
-        None => Image::options(),
-    };
-    Ok(options.open(path)?)
+fn open_source(name: &OsStr, format: Option<Format>) -> Result<Image, Failure> {
+    ImageName::parse(name, ImageForm { format, ..ImageForm::default() })?.open()
 }
 
 fn carry_out(
@@ -213,7 +212,9 @@ fn list(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     if args.granularity.is_some() || args.source_file.is_some() || args.source_format.is_some() {
         return Err(Failure::usage("-g, -b and -F go with an action and the name of a bitmap"));
     }
-    let image = args.image.open()?;
+    let mut image = args.image.name()?;
+    image.options = image.options.no_backing();
+    let image = image.open()?;
     let mut rows = Vec::new();
     for info in image.bitmaps()? {
         let mut dirty = Some(0);
