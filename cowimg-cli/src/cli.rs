@@ -7,7 +7,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
-use crate::commands::{bitmap, check, convert, create, discard, info, map, read, resize, snapshot, write, zero};
+use crate::commands::{
+    bitmap, check, convert, create, discard, info, map, read, resize, snapshot, write, zero,
+};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use cowimg::check::check_storage;
-use cowimg::storage::{Fault, FaultyStorage, MemoryStorage, OperationKind, Storage};
+use cowimg::storage::{CrashChoice, Fault, FaultyStorage, MemoryStorage, OperationKind, Storage};
 use cowimg::{Access, Image, NewBitmap, Recording};
 
 use crate::lab::{Dice, SECTOR, SHAPES, Shape, carry_out, choices, guest_call, open, sectors_of};
@@ -31,21 +31,23 @@ fn start(shape: Shape) -> (MemoryStorage, Vec<u8>) {
     (MemoryStorage::clone(&storage), sectors)
 }
 
-/// A guest's calls in several uses of the image, between them bitmaps that come and go. Errors are a failing disk's.
-fn use_it(storage: &Arc<FaultyStorage>, seed: u64) {
+/// A guest's calls in several uses of the image, between them bitmaps that come and go; up to the use that meets an error,
+/// for after a sync that failed the next would start from a cache that the disk does not have.
+fn use_it(storage: &Arc<FaultyStorage>, seed: u64) -> cowimg::Result<()> {
     let mut dice = Dice(seed);
     for round in 0..3 {
-        let Ok(image) = open(storage.clone(), Access::ReadWrite) else { return };
-        for nth in 0..5 {
-            let _met_a_fault = carry_out(&image, guest_call(&mut dice, round * 5 + nth));
-        }
-        let _met_a_fault = match round {
+        let image = open(storage.clone(), Access::ReadWrite)?;
+        let called: Vec<_> =
+            (0..5).map(|nth| carry_out(&image, guest_call(&mut dice, round * 5 + nth))).collect();
+        let edited = match round {
             0 => image.add_bitmap("extra", &NewBitmap::default()),
             1 => image.merge_bitmap("extra", &image, "fine").and_then(|()| image.disable_bitmap("extra")),
             _ => image.remove_bitmap("extra"),
         };
-        let _met_a_fault = image.close();
+        let closed = image.close();
+        called.into_iter().chain([edited, closed]).collect::<cowimg::Result<()>>()?;
     }
+    Ok(())
 }
 
 /// Which sectors a bitmap calls dirty.
@@ -111,7 +113,7 @@ fn no_bitmap_that_can_be_trusted_has_missed_a_change_whenever_the_power_fails() 
         for seed in 1..=2 {
             let seed = seed * 4099 + nth as u64;
             let storage = Arc::new(FaultyStorage::new(start.clone()));
-            use_it(&storage, seed);
+            use_it(&storage, seed).unwrap();
             let mut dice = Dice(seed);
             for moment in 0..=storage.log_len() {
                 for choice in choices(&mut dice, storage.unsynced_at(moment)) {
@@ -136,18 +138,13 @@ fn a_failing_disk_leaves_bitmaps_in_use_or_right() {
         for nth in 0.. {
             let storage = Arc::new(FaultyStorage::new(start.clone()));
             storage.inject(Fault::error(std::io::ErrorKind::StorageFull).on(&changes).after(nth));
-            use_it(&storage, seed);
-            if storage.log_len() as u64 <= nth {
+            if use_it(&storage, seed).is_ok() {
                 break;
             }
             failures += 1;
             let context = format!("{shape:?}, change {nth} failed");
-            judge(storage.crash(cowimg::storage::CrashChoice::All), &before, &context);
-            judge(
-                storage.crash(cowimg::storage::CrashChoice::Synced),
-                &before,
-                &format!("{context}, power cut"),
-            );
+            judge(storage.crash(CrashChoice::All), &before, &context);
+            judge(storage.crash(CrashChoice::Synced), &before, &format!("{context}, power cut"));
         }
     }
     assert!(failures > 100, "only {failures} failures were met");

@@ -213,7 +213,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, access: Access) -> cowimg::Result<
     Image::options().access(access).format(Format::Qcow2).cache_size(8192).open_storage(storage)
 }
 
-fn sectors_of(image: &Image) -> Vec<u8> {
+pub(crate) fn sectors_of(image: &Image) -> Vec<u8> {
     let mut bytes = vec![0; image.size() as usize];
     image.read_at(&mut bytes, 0).unwrap();
     let sectors = bytes.chunks(SECTOR as usize);
@@ -236,7 +236,7 @@ fn within(image: &Image, range: ByteRange) -> ByteRange {
     ByteRange::between(range.start().min(end), end)
 }
 
-fn carry_out(image: &Image, call: Call) -> cowimg::Result<()> {
+pub(crate) fn carry_out(image: &Image, call: Call) -> cowimg::Result<()> {
     let pick = |which: usize| {
         let snapshots = image.snapshots().unwrap();
         let id = (!snapshots.is_empty()).then(|| snapshots[which % snapshots.len()].id.clone());

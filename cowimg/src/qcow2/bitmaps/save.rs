@@ -49,12 +49,12 @@ struct DraftBitmap {
 }
 
 impl Qcow2 {
-    /// Writes "in use" for the bitmaps that `wanted` picks and that the file calls saved. Durable when it returns.
-    /// Callers hold the commit lock.
+    /// Writes "in use" for the bitmaps that `wanted` picks. Durable when it returns. Callers hold the commit lock.
+    ///
+    /// One that was in use at the opening is written again: where the flag was read from the host's cache after a sync
+    /// that failed, the disk may not have it.
     pub(super) fn mark_in_use(&self, state: &mut State, wanted: impl Fn(&Bitmap) -> bool) -> Result<()> {
-        let unmarked = |bitmap: &Bitmap| {
-            wanted(bitmap) && !bitmap.marked && bitmap.entry.flags & BitmapEntry::IN_USE == 0
-        };
+        let unmarked = |bitmap: &Bitmap| wanted(bitmap) && !bitmap.marked && bitmap.flags_at.is_some();
         let picked: Vec<usize> =
             (0..state.list.len()).filter(|&index| unmarked(&state.list[index])).collect();
         if picked.is_empty() {
