@@ -17,6 +17,7 @@ use cowimg::corruption::Corruption;
 use cowimg::storage::MemoryStorage;
 use cowimg::{Access, FilePolicy, Format, Image};
 use cowimg::{Error, ErrorKind, Result};
+use cowimg::{NewSnapshot, ResizeOptions, Shrink, SnapshotSelector};
 use seeded::{Rng, noise};
 
 const CLUSTER: usize = 512;
@@ -95,13 +96,21 @@ fn use_for_reading(bytes: &[u8]) -> Result<()> {
 fn use_for_writing(bytes: &[u8]) -> Result<()> {
     let (_, image) = open(bytes, Access::ReadWrite)?;
     let size = image.size().min(SIZE);
-    let steps: [&dyn Fn() -> Result<()>; 6] = [
+    let any = || SnapshotSelector::IdOrName(b"1".to_vec());
+    let shrunk = ResizeOptions { shrink: Shrink::Allow, ..ResizeOptions::default() };
+    let steps: [&dyn Fn() -> Result<()>; 12] = [
         &|| image.write_at(&noise(1, 3000.min(size as usize)), 0),
         &|| image.write_at(&noise(2, (size / 4) as usize), size / 2),
         &|| image.flush(),
         &|| image.write_zeroes(ByteRange::between(size / 3, size / 2), ZeroMode::Unmap),
+        &|| image.create_snapshot(&NewSnapshot::default()).map(drop),
         &|| image.discard(ByteRange::between(0, size)),
         &|| image.flush(),
+        &|| image.remove_bitmap("changes"),
+        &|| image.apply_snapshot(&any()),
+        &|| image.delete_snapshot(&any()),
+        &|| image.resize(image.size().saturating_add(40_960), &shrunk),
+        &|| image.resize(4096, &shrunk),
     ];
     let results: Vec<Result<()>> = steps.iter().map(|step| step()).collect();
     let closed = image.close();
@@ -310,12 +319,17 @@ fn metadata_that_a_refcount_calls_free_is_not_given_to_data() {
     let refcount_table = u64_at(sound, REFCOUNT_TABLE_OFFSET);
     let refcount_block = u64_at(sound, refcount_table as usize);
     let l1 = u64_at(sound, L1_OFFSET);
+    let snapshot_table = u64_at(sound, SNAPSHOT_TABLE_OFFSET);
+    let snapshot_l1 = u64_at(sound, snapshot_table as usize);
     let tables = [
         ("the header", 0),
         ("the refcount table", refcount_table),
         ("the refcount block", refcount_block),
         ("the L1 table", l1),
         ("an L2 table", first_l2_table(sound) as u64),
+        ("the snapshot table", snapshot_table),
+        ("a snapshot's L1 table", snapshot_l1),
+        ("a snapshot's L2 table", u64_at(sound, snapshot_l1 as usize) & 0x00ff_ffff_ffff_fe00),
     ];
     for (what, host) in tables {
         let mut bytes = sound.to_vec();

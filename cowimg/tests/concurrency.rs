@@ -14,7 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cowimg::storage::MemoryStorage;
-use cowimg::{Access, BackingOptions, ByteRange, CreateOptions, Format, Image, ResizeOptions, ZeroMode};
+use cowimg::{
+    Access, BackingOptions, ByteRange, CreateOptions, Format, Image, NewSnapshot, ResizeOptions,
+    SnapshotSelector, ZeroMode,
+};
 use seeded::Rng;
 
 const THREADS: u64 = 8;
@@ -246,6 +249,75 @@ fn a_disk_grows_while_it_is_written() {
     assert_eq!(image.size(), SIZE);
     image.close().expect("the image closes");
     compare_file(&path, &versions);
+}
+
+/// The place of a write of the next test, which is a little shorter: parts of three clusters, so that it takes more than
+/// one step.
+const PLACE: u64 = 3 * 4096;
+const WRITTEN: usize = PLACE as usize - 1024;
+
+/// The version that fills the whole of a write; a snapshot that holds a part of one panics.
+fn version_of(image: &Image, at: u64) -> u64 {
+    let mut bytes = vec![0xee; WRITTEN];
+    image.read_at(&mut bytes, at).expect("the snapshot can be read");
+    let first = words(&bytes).next().expect("a write is not empty");
+    assert!(words(&bytes).all(|word| word == first), "a snapshot holds a part of a write");
+    first
+}
+
+/// Every thread writes one place, then another, with the same version. A snapshot that holds the second write holds the
+/// first, one that was asked for after a write returned holds it, and each write is in it whole or not at all.
+#[test]
+fn a_snapshot_is_a_point_in_the_order_of_writes() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    let mut options = CreateOptions::qcow2(THREADS * 2 * PLACE);
+    options.qcow2.cluster_size = 4096;
+    let image = Image::create(&path, &options).expect("the image is created");
+    let places = |number: u64| (2 * number * PLACE + 512, (2 * number + 1) * PLACE + 1024);
+    let returned: Vec<AtomicU32> = (0..THREADS).map(|_| AtomicU32::new(0)).collect();
+    let done = AtomicBool::new(false);
+    let mut floors = Vec::new();
+    std::thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (image, returned, done) = (&image, &returned[number as usize], &done);
+            scope.spawn(move || {
+                let (first, second) = places(number);
+                for version in 1_u32.. {
+                    let bytes = u64::from(version).to_be_bytes().repeat(WRITTEN / 8);
+                    image.write_at(&bytes[..WRITTEN], first).expect("the write succeeds");
+                    image.write_at(&bytes[..WRITTEN], second).expect("the write succeeds");
+                    returned.store(version, Ordering::SeqCst);
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        for nth in 0..12 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            floors.push(returned.iter().map(|version| version.load(Ordering::SeqCst)).collect::<Vec<_>>());
+            let name = nth.to_string().into_bytes();
+            image.create_snapshot(&NewSnapshot { name, ..NewSnapshot::default() }).expect("it is taken");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    image.close().expect("the image closes");
+    for (nth, floor) in floors.iter().enumerate() {
+        let selector = SnapshotSelector::Name(nth.to_string().into_bytes());
+        let view = Image::options().snapshot(selector).open(&path).expect("the snapshot opens");
+        for number in 0..THREADS {
+            let (first, second) = places(number);
+            let (first, second) = (version_of(&view, first), version_of(&view, second));
+            assert!(first == second || first == second + 1, "snapshot {nth}: {first} and then {second}");
+            assert!(
+                second >= u64::from(floor[number as usize]),
+                "snapshot {nth} misses a write that had returned"
+            );
+        }
+    }
+    let report = Image::open(&path).and_then(|image| image.check()).expect("the check runs");
+    assert!(report.is_clean(), "the library's check: {report:?}");
 }
 
 fn compare_all(image: &Image, versions: &Versions) {

@@ -1,8 +1,8 @@
 //! Snapshots that the library takes, applies and deletes, in turns with real `qemu-img`, against a model of every one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use cowimg::{Image, NewSnapshot, SnapshotSelector};
+use cowimg::{Image, NewSnapshot, ResizeOptions, SnapshotSelector, SnapshotSize};
 
 use crate::model::{Model, Operations};
 use crate::qemu_tools::{self, assert_same_bytes};
@@ -198,5 +198,91 @@ fn snapshots_taken_applied_and_deleted_in_turns_with_qemu_hold_what_they_should(
             bench.delete(Hand::Ours);
         }
         bench.assert_all_as_it_should_be();
+    }
+}
+
+/// A snapshot of a machine that ran, as QEMU stores it: its state lies in the tables past the end of the disk. It is made
+/// of a snapshot of a larger disk, by telling the table that the rest is the machine's. Its extra data has a field more
+/// than anybody knows.
+fn image_with_machine_state(path: &Path) -> Vec<u8> {
+    let disk: u64 = 2 << 20;
+    qemu_tools::img("create -q -f qcow2 -o cluster_size=4k", &[path, Path::new("8M")]);
+    qemu_tools::io(path, &["write -q -P 1 0 1M".to_owned(), "write -q -P 9 2M 1M".to_owned()]);
+    qemu_tools::img("snapshot -c running", &[path]);
+    let mut bytes = std::fs::read(path).expect("the image can be read");
+    let number =
+        |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let entry = number(&bytes, 64) as usize;
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    let tail = bytes[entry + 64..entry + 64 + 8].to_vec();
+    bytes[entry + 32..entry + 36].copy_from_slice(&(1_u32 << 20).to_be_bytes());
+    bytes[entry + 36..entry + 40].copy_from_slice(&31_u32.to_be_bytes());
+    bytes[entry + 40..entry + 48].copy_from_slice(&(1_u64 << 20).to_be_bytes());
+    bytes[entry + 48..entry + 56].copy_from_slice(&disk.to_be_bytes());
+    bytes[entry + 64..entry + 71].copy_from_slice(b"unknown");
+    bytes[entry + 71..entry + 79].copy_from_slice(&tail);
+    bytes[24..32].copy_from_slice(&disk.to_be_bytes());
+    std::fs::write(path, &bytes).expect("the image can be written");
+    bytes[entry + 24..entry + 79].to_vec()
+}
+
+#[test]
+fn the_state_of_a_machine_is_kept_to_the_byte() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    let entry = image_with_machine_state(&path);
+    qemu_tools::assert_check_clean(&path);
+    assert!(qemu_tools::img("snapshot -l", &[&path]).contains("1 MiB"), "the snapshot has a state of 1 MiB");
+
+    let state_of = |name: &str| {
+        // What lies past the end of the snapshot's disk, read as if the disk were as large as it was.
+        let copy = folder.path().join("copy.qcow2");
+        std::fs::copy(&path, &copy).expect("the image can be copied");
+        let mut bytes = std::fs::read(&copy).expect("the image can be read");
+        bytes[24..32].copy_from_slice(&(8_u64 << 20).to_be_bytes());
+        std::fs::write(&copy, bytes).expect("the image can be written");
+        let options = Image::options().snapshot(by_name(name)).snapshot_size(SnapshotSize::OfTheDisk);
+        subject::content_of(&options.open(&copy).expect("the snapshot opens"))[2 << 20..3 << 20].to_vec()
+    };
+    let steps: [&dyn Fn(&Image); 5] = [
+        &|image| image.create_snapshot(&named("other")).map(drop).expect("it is taken"),
+        &|image| image.write_at(&vec![7; 300_000], 1_500_000).expect("the write succeeds"),
+        &|image| image.delete_snapshot(&by_name("other")).expect("it is deleted"),
+        &|image| image.apply_snapshot(&by_name("running")).expect("it is applied"),
+        &|image| image.resize(6 << 20, &ResizeOptions::default()).expect("the disk grows"),
+    ];
+    for (nth, step) in steps.iter().enumerate() {
+        let image = subject::open_writable(&path);
+        step(&image);
+        let snapshots = image.snapshots().expect("the snapshots are listed");
+        assert_eq!(snapshots[0].vm_state_size(), 1 << 20);
+        image.close().expect("the image closes");
+        qemu_tools::assert_check_clean(&path);
+        assert!(state_of("running").iter().all(|&byte| byte == 9), "after step {nth}");
+        let bytes = std::fs::read(&path).expect("the image can be read");
+        let table = u64::from_be_bytes(bytes[64..72].try_into().expect("eight bytes")) as usize;
+        assert!(bytes[table + 24..].starts_with(&entry), "the entry has changed after step {nth}");
+    }
+    // The machine's state was past the end of the disk that grew over it: it must not show.
+    let grown = subject::content(&path);
+    assert!(grown[..1 << 20].iter().all(|&byte| byte == 1));
+    assert!(grown[1 << 20..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn an_empty_disk_and_one_of_a_single_sector_have_snapshots_too() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    for size in ["0", "512"] {
+        let path = folder.path().join("image.qcow2");
+        qemu_tools::img("create -q -f qcow2", &[&path, Path::new(size)]);
+        let image = subject::open_writable(&path);
+        image.create_snapshot(&named("a")).expect("it is taken");
+        image.create_snapshot(&named("b")).expect("it is taken");
+        image.apply_snapshot(&by_name("a")).expect("it is applied");
+        image.delete_snapshot(&by_name("a")).expect("it is deleted");
+        image.close().expect("the image closes");
+        qemu_tools::assert_check_clean(&path);
+        qemu_tools::img("snapshot -d b", &[&path]);
+        qemu_tools::assert_check_clean(&path);
     }
 }
