@@ -131,6 +131,38 @@ fn qemu_imgs_program_is_refused_while_we_write() {
     assert_eq!(bench.same("info child.qcow2").code, Some(0));
 }
 
+/// Under qemu-img's name a target is emptied where it is; not while somebody uses it.
+#[test]
+fn a_target_that_is_in_use_is_not_emptied() {
+    let bench = Workbench::with_images();
+    let program = bench.path("qemu-img");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_cowimg"), &program).expect("a link can be made");
+    let holders = ["top.qcow2", "comp.qcow2"].map(|name| {
+        let access = if name == "top.qcow2" { &["-r"][..] } else { &[] };
+        Holder::start(&bench, "qemu-io", &[access, &["-f", "qcow2", name]].concat())
+    });
+    let before = bench.content();
+    for arguments in [
+        "create -f qcow2 comp.qcow2 1M",
+        "create -f raw comp.qcow2 1M",
+        "create -f qcow2 top.qcow2 1M",
+        "create -f qcow2 child.qcow2 1M",
+        "convert -O qcow2 base.qcow2 comp.qcow2",
+        "convert -O raw base.qcow2 top.qcow2",
+        "convert -n -O qcow2 base.qcow2 top.qcow2",
+    ] {
+        let words = arguments.split_whitespace();
+        let output = bench.command(&program.display().to_string()).args(words).output().expect("it starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments}: {errors}");
+        assert!(errors.starts_with("qemu-img: ") && errors.contains(": in use: "), "{arguments}: {errors}");
+        assert!(holders.iter().any(|holder| errors.contains(&format!("(pid {}, qemu-io)", holder.pid()))));
+        assert!(bench.content() == before, "{arguments} has changed a file");
+        let theirs = bench.try_qemu_img(&arguments.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(theirs.code, Some(1), "{arguments}: {}", theirs.stderr);
+    }
+}
+
 #[test]
 fn cache_modes_have_qemu_imgs_names_and_no_others() {
     let bench = Workbench::with_images();
