@@ -148,9 +148,10 @@ fn bitmap_bytes(image: &Image, version: Version, cluster_size: u64) -> Result<Op
     if version != Version::V3 || source.version != Version::V3 {
         return Ok(None);
     }
-    let usable = || source.bitmaps.iter().filter(|bitmap| !bitmap.in_use);
-    let directory: u64 = usable().map(directory_entry_bytes).sum();
-    let contents: u64 = usable().map(|bitmap| content_bytes(bitmap, image.size(), cluster_size)).sum();
+    // As in QEMU those count too that are inconsistent, and which no copy would have.
+    let bitmaps = || source.bitmaps.iter();
+    let directory: u64 = bitmaps().map(directory_entry_bytes).sum();
+    let contents: u64 = bitmaps().map(|bitmap| content_bytes(bitmap, image.size(), cluster_size)).sum();
     Ok(Some(contents + directory.next_multiple_of(cluster_size)))
 }
 

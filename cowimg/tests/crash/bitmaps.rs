@@ -22,7 +22,7 @@ fn shapes() -> impl Iterator<Item = Shape> {
 fn start(shape: Shape) -> (MemoryStorage, Vec<u8>) {
     let storage = Arc::new(shape.fresh());
     let image = open(storage.clone(), Access::ReadWrite).unwrap();
-    image.write_at(&[200; 40 * SECTOR as usize], 30 * SECTOR).unwrap();
+    image.write_at(&vec![200; 40 * SECTOR as usize], 30 * SECTOR).unwrap();
     for (name, granularity, recording) in BITMAPS {
         image.add_bitmap(name, &NewBitmap { granularity: Some(granularity), recording }).unwrap();
     }

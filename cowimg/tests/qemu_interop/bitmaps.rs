@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cowimg::job::{self, BrokenBitmaps, MeasureSource, MeasureTarget};
+use cowimg::progress::Control;
 use cowimg::{
     BitmapProblem, ByteRange, CreateOptions, ErrorKind, Image, NewBitmap, Qcow2CreateOptions, Recording,
     ResizeOptions, Shrink, ZeroMode,
@@ -372,6 +374,70 @@ fn a_writer_that_dies_leaves_what_it_recorded_to_marked_in_use() {
     image.close().expect("the image closes");
     qemu_tools::assert_check_clean(&left);
     assert_eq!(open(&left).bitmaps().expect("bitmaps are listed").len(), 1);
+}
+
+/// Makes a bitmap inconsistent by killing a writer, so to speak; gives the image that it left.
+fn with_a_broken_bitmap() -> (TempDir, PathBuf) {
+    let (folder, path) = created(10 << 20, 65536);
+    for (name, options) in [("broken", ""), ("fine", "-g 512 --disable")] {
+        qemu_tools::img(&format!("bitmap --add {options}"), &[&path, Path::new(name)]);
+    }
+    let image = open_writable(&path);
+    image.merge_bitmap("fine", &image, "broken").expect("it is merged");
+    image.enable_bitmap("fine").expect("it is enabled");
+    image.write_at(&[1; 512], 5 << 20).expect("the write succeeds");
+    image.close().expect("the image closes");
+    let image = open_writable(&path);
+    image.disable_bitmap("fine").expect("it is disabled");
+    image.close().expect("the image closes");
+    let image = open_writable(&path);
+    image.write_at(&[1; 512], 0).expect("the write succeeds");
+    let left = folder.path().join("left.qcow2");
+    std::fs::copy(&path, &left).expect("the file can be copied");
+    die(image);
+    (folder, left)
+}
+
+#[test]
+fn bitmaps_are_copied_as_by_qemu_img_convert() {
+    let (folder, source) = with_a_broken_bitmap();
+    let (target, theirs) = (folder.path().join("target.qcow2"), folder.path().join("theirs.qcow2"));
+    let answer = qemu_tools::img_answer("convert --bitmaps -O qcow2", &[&source, &theirs]);
+    assert_eq!(answer.code, 1, "{}", answer.text);
+    let words = "convert --bitmaps --skip-broken-bitmaps -O qcow2 -o cluster_size=4k";
+    qemu_tools::img(words, &[&source, &theirs]);
+
+    let from = open(&source);
+    let refused = job::check_bitmaps(&from, BrokenBitmaps::Refuse).expect_err("one is inconsistent");
+    assert!(refused.to_string().contains("broken"), "{refused}");
+    job::check_bitmaps(&from, BrokenBitmaps::Skip).expect("it is left out");
+    let qcow2 = Qcow2CreateOptions { cluster_size: 4096, ..Qcow2CreateOptions::default() };
+    let options = CreateOptions { qcow2, ..CreateOptions::qcow2(10 << 20) };
+    let into = Image::create(&target, &options).expect("it is created");
+    assert!(job::copy_bitmaps(&from, &into, BrokenBitmaps::Refuse).is_err());
+    let skipped = job::copy_bitmaps(&from, &into, BrokenBitmaps::Skip).expect("the other is copied");
+    assert_eq!(skipped, [b"broken".to_vec()]);
+    into.close().expect("the image closes");
+    for path in [&target, &theirs] {
+        let mut model = Model::new("fine", 512, false, 10 << 20);
+        model.set(ByteRange::between(5 << 20, (5 << 20) + 512));
+        compare(path, &[model], 10 << 20, "copied");
+    }
+}
+
+#[test]
+fn the_room_for_copies_of_bitmaps_is_what_qemu_img_measures() {
+    let (_folder, source) = with_a_broken_bitmap();
+    let image = open(&source);
+    for cluster_size in [512, 4096, 65536, 2 << 20] {
+        let words = format!("measure -O qcow2 -o cluster_size={cluster_size}");
+        let theirs = qemu_tools::img(&words, &[&source]);
+        let target = MeasureTarget { cluster_size, ..MeasureTarget::from(&CreateOptions::qcow2(0)) };
+        let ours =
+            job::measure(MeasureSource::Image(&image), &target, &Control::default()).expect("measured");
+        let expected = format!("bitmaps size: {}", ours.bitmaps.expect("it may have bitmaps"));
+        assert!(theirs.contains(&expected), "{theirs}, not {expected}");
+    }
 }
 
 #[test]

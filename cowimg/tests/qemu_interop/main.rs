@@ -14,6 +14,7 @@ mod script;
 mod subject;
 
 mod bitmaps;
+mod bitmaps_kept;
 mod compared;
 mod compressed;
 mod convert_options;
