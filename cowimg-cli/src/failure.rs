@@ -155,6 +155,11 @@ impl From<KeyValuesError> for Failure {
 /// What a user can do about an error of the library.
 fn hint_for(error: &Error) -> Option<String> {
     match error.kind() {
+        ErrorKind::Io { action: "lock the image", .. } => Some(
+            "Its file system may have no locks. Where nobody else uses the file, --image-opts with file.locking=off opens \
+             it without"
+                .to_owned(),
+        ),
         ErrorKind::Io { source, .. } => io_hint(source.kind(), error.path()?),
         ErrorKind::WrongFormat { .. } => {
             Some("Leave -f away to have the format found, or ask `cowimg info` what the file is".to_owned())
