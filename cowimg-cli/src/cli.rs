@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
 use crate::commands::{
-    bitmap, check, convert, create, discard, info, map, read, resize, snapshot, write, zero,
+    bitmap, check, commit, convert, create, discard, info, map, read, rebase, resize, snapshot, write, zero,
 };
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -49,6 +49,8 @@ enum Command {
     Check(check::Args),
     Map(map::Args),
     Convert(convert::Args),
+    Commit(commit::Args),
+    Rebase(rebase::Args),
     Resize(resize::Args),
     Snapshot(snapshot::Args),
     Read(read::Args),
@@ -76,6 +78,8 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Check(args) => check::run(&args, console),
         Command::Map(args) => map::run(&args, console),
         Command::Convert(args) => convert::run(&args, console),
+        Command::Commit(args) => commit::run(&args, console),
+        Command::Rebase(args) => rebase::run(&args, console),
         Command::Resize(args) => resize::run(&args, console),
         Command::Snapshot(args) => snapshot::run(&args, console),
         Command::Read(args) => read::run(&args, console),

@@ -167,6 +167,9 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::Corrupt(_) => Some("`cowimg check` lists what is wrong with an image".to_owned()),
         ErrorKind::Backing { source, .. } => hint_for(source),
         ErrorKind::Locked { conflict, .. } => Some(lock_hint(*conflict).to_owned()),
+        ErrorKind::NoSuchLayer { .. } => {
+            Some("`cowimg info --backing-chain` lists the files that the image is stacked on".to_owned())
+        }
         ErrorKind::BackingLoop => {
             Some("`cowimg info` shows the backing file of each image; one of them must be another".to_owned())
         }

@@ -11,12 +11,14 @@ use crate::failure::{Failure, warn_probed_raw};
 
 pub(crate) mod bitmap;
 pub(crate) mod check;
+pub(crate) mod commit;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod read;
+pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
 pub(crate) mod write;

@@ -6,6 +6,7 @@
 mod bad_input;
 mod bitmap;
 mod bytes;
+mod chain_jobs;
 mod check;
 mod command_line;
 mod convert;

@@ -84,7 +84,6 @@ pub fn rebase(
     image.flush()?;
     control.check()?;
     image.set_backing(name, Verification::Trust)?;
-    control.report(image.size(), image.size());
     image.close()?;
     Ok(report)
 }
