@@ -94,4 +94,7 @@ pub enum Corruption {
     /// The snapshot table cannot be read as one.
     #[error("the snapshot table is invalid: {0}")]
     SnapshotTable(String),
+    /// The LUKS header, which says how the guest's data is encrypted, makes no sense.
+    #[error("the LUKS header: {0}")]
+    LuksHeader(String),
 }

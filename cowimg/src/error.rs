@@ -144,6 +144,12 @@ pub enum ErrorKind {
         /// The name.
         name: String,
     },
+    /// The image is encrypted, and no passphrase was given.
+    #[error("the image is encrypted, and no passphrase was given")]
+    PassphraseNeeded,
+    /// The passphrase opens none of the image's key slots.
+    #[error("the passphrase does not open the image")]
+    WrongPassphrase,
     /// The caller cancelled the job.
     #[error("cancelled")]
     Cancelled,

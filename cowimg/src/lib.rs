@@ -62,6 +62,12 @@ pub use qcow2::{
 pub use range::ByteRange;
 pub use storage::Access;
 
+/// How images are encrypted.
+pub mod encryption {
+    pub use crate::chain::{Encryption, LuksOptions, Passphrase};
+    pub use crate::codec::crypt::{CipherAlgorithm, CipherMode, CryptError, HashAlgorithm, IvGenerator};
+}
+
 /// The consistency check of qcow2 images.
 pub mod check {
     pub use crate::chain::check_file;

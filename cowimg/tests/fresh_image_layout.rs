@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cowimg::format::qcow2::layout::{
-    BackingName, FreshImage, FreshParams, LayoutError, LazyRefcounts, Preallocation, plan,
+    BackingName, FreshEncryption, FreshImage, FreshParams, LayoutError, LazyRefcounts, Preallocation, plan,
 };
 use cowimg::format::qcow2::{CompressionType, Geometry, Version};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -37,6 +37,8 @@ fn params(cluster_size: u64, refcount_bits: u32, size: u64) -> FreshParams {
         compression: CompressionType::Deflate,
         preallocation: Preallocation::Off,
         backing: None,
+        data_file: None,
+        encryption: FreshEncryption::None,
     }
 }
 

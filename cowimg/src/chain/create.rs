@@ -2,16 +2,18 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::data::data_file_path;
+use super::encrypt::Encryption;
 use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
-use super::staged::StagedImage;
+use super::staged::{RemovedUnlessKept, StagedImage, make_data_file};
 use super::walk::{Found, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::Format;
-use crate::format::qcow2::layout::{BackingName, FreshParams, LazyRefcounts, Preallocation};
+use crate::format::qcow2::layout::{BackingName, DataFileName, FreshParams, LazyRefcounts, Preallocation};
 use crate::format::qcow2::{CompressionType, Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Version};
 use crate::qcow2;
 use crate::range::ByteRange;
@@ -74,6 +76,13 @@ pub struct Qcow2CreateOptions {
     /// Whether clusters are divided into 32 subclusters, each of which is written and zeroed by itself (version 3,
     /// clusters of at least 16 KiB).
     pub extended_l2: bool,
+    /// The file that the guest's data goes to; the image then has tables only (version 3). A name that is not absolute
+    /// starts at the process's folder, when it is created and whenever it is opened.
+    pub data_file: Option<OsString>,
+    /// Whether the data file is a raw image of the disk at all times.
+    pub data_file_raw: bool,
+    /// How the guest's data is encrypted.
+    pub encryption: Option<Encryption>,
 }
 
 impl Default for Qcow2CreateOptions {
@@ -85,6 +94,9 @@ impl Default for Qcow2CreateOptions {
             lazy_refcounts: LazyRefcounts::Off,
             compression: CompressionType::Deflate,
             extended_l2: false,
+            data_file: None,
+            data_file_raw: false,
+            encryption: None,
         }
     }
 }
@@ -153,6 +165,8 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<CreateR
 #[derive(Debug, Clone)]
 pub struct CreatePlan {
     content: Content,
+    encryption: Option<Encryption>,
+    data_file: Option<DataFile>,
     preallocation: Preallocation,
     report: CreateReport,
 }
@@ -172,9 +186,34 @@ impl CreatePlan {
     /// Writes the new image to `storage`, which is empty.
     pub(super) fn write_to(&self, storage: &dyn Storage) -> Result<()> {
         match &self.content {
-            Content::Qcow2(params) => qcow2::create(storage, params),
+            Content::Qcow2(params) => {
+                qcow2::create(storage, params)?;
+                match &self.encryption {
+                    Some(Encryption::Luks(options)) => options.write_header(storage),
+                    _ => Ok(()),
+                }
+            }
             Content::Raw { size } => write_raw(storage, *size, self.preallocation),
         }
+    }
+}
+
+/// The data file of an image that is to be created.
+#[derive(Debug, Clone)]
+struct DataFile {
+    path: PathBuf,
+    size: u64,
+}
+
+impl CreatePlan {
+    /// Makes the image's data file, if it is to have one.
+    pub(super) fn make_data_file(&self, overwrite: Overwrite) -> Result<Option<RemovedUnlessKept>> {
+        let Some(file) = &self.data_file else { return Ok(None) };
+        let made = make_data_file(&file.path, overwrite).and_then(|(storage, made)| {
+            write_raw(&storage, file.size, self.preallocation)?;
+            Ok(made)
+        });
+        made.map_err(|error| error.at_path(&file.path))
     }
 }
 
@@ -206,7 +245,14 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
         Format::Raw => raw_content(size, options)?,
         Format::Qcow2 => Content::Qcow2(Box::new(qcow2_params(size, options, found_backing_format)?)),
     };
-    Ok(CreatePlan { content, preallocation: options.preallocation, report })
+    let data_file = match &options.qcow2.data_file {
+        Some(name) if options.format == Format::Qcow2 => {
+            Some(DataFile { path: data_file_path(name.as_bytes())?, size })
+        }
+        _ => None,
+    };
+    let encryption = options.qcow2.encryption.clone();
+    Ok(CreatePlan { content, encryption, data_file, preallocation: options.preallocation, report })
 }
 
 fn round_size(size: u64) -> Result<u64> {
@@ -250,6 +296,7 @@ fn qcow2_params(size: u64, options: &CreateOptions, found: Option<Format>) -> Re
     if wanted.extended_l2 && cluster_bits < 14 {
         return Err(Error::invalid("extended_l2=on needs clusters of at least 16 KiB"));
     }
+    refuse_data_file(options)?;
     let geometry = Geometry::new(cluster_bits, wanted.refcount_bits.ilog2())
         .map_err(|error| Error::invalid(error.to_string()))?
         .with_extended_l2(wanted.extended_l2);
@@ -265,7 +312,26 @@ fn qcow2_params(size: u64, options: &CreateOptions, found: Option<Format>) -> Re
         compression: wanted.compression,
         preallocation: options.preallocation,
         backing,
+        data_file: wanted
+            .data_file
+            .as_ref()
+            .map(|name| DataFileName { name: name.as_bytes().to_vec(), raw: wanted.data_file_raw }),
+        encryption: Encryption::fresh(wanted.encryption.as_ref())?,
     })
+}
+
+fn refuse_data_file(options: &CreateOptions) -> Result<()> {
+    let wanted = &options.qcow2;
+    if wanted.data_file_raw && wanted.data_file.is_none() {
+        return Err(Error::invalid("data_file_raw=on needs a data file (data_file=FILE)"));
+    }
+    if wanted.data_file_raw && options.backing.is_some() {
+        return Err(Error::invalid("an image with a backing file cannot have a raw data file"));
+    }
+    if wanted.data_file.as_ref().is_some_and(|name| name.is_empty()) {
+        return Err(Error::invalid("the data file's name is empty"));
+    }
+    Ok(())
 }
 
 fn refuse_in_version_2(wanted: &Qcow2CreateOptions) -> Result<()> {
@@ -277,6 +343,7 @@ fn refuse_in_version_2(wanted: &Qcow2CreateOptions) -> Result<()> {
         (wanted.lazy_refcounts == LazyRefcounts::On, "lazy refcounts"),
         (wanted.compression != CompressionType::Deflate, "a compression type other than zlib"),
         (wanted.extended_l2, "extended L2 entries"),
+        (wanted.data_file.is_some(), "an external data file"),
     ];
     match needs_version_3.iter().find(|(is_wanted, _)| *is_wanted) {
         Some((_, what)) => Err(Error::invalid(format!("{what} need compat=1.1 (version 3) or later"))),

@@ -11,6 +11,8 @@
 //! | raw | writing | read, write | |
 //! | raw | resizing | read, write, resize | |
 //! | a part of a file as a raw image | | as raw | resize |
+//! | an image's data file | reading | read | resize |
+//! | an image's data file | writing | read, write, resize | resize |
 //! | any | creation in place | write, resize | resize |
 //!
 //! A raw image has no structures that a second writer could break, so that the locks leave it to its users to share
@@ -84,8 +86,10 @@ pub(super) enum Part {
     Raw,
     /// A file whose middle is a raw image.
     RawWindow,
-    /// A qcow2 image.
+    /// A qcow2 image, which may keep the guest's data elsewhere.
     Qcow2,
+    /// The guest's data of a qcow2 image.
+    DataFile,
 }
 
 impl Part {
@@ -114,11 +118,11 @@ pub(super) fn file_use(part: Part, purpose: Purpose, mode: LockMode) -> Result<F
         (Purpose::Peek | Purpose::Inspect, _) => P::NONE,
         (Purpose::Read | Purpose::ReadAlone, _) => P::READ,
         (Purpose::Write, Part::Raw | Part::RawWindow) => P::READ.with(P::WRITE),
-        (Purpose::Write, Part::Qcow2) => P::READ.with(P::WRITE).with(P::RESIZE),
+        (Purpose::Write, Part::Qcow2 | Part::DataFile) => P::READ.with(P::WRITE).with(P::RESIZE),
     };
     let unborne = match (mode, part) {
         (LockMode::Share, _) | (_, Part::Raw) => P::NONE,
-        (_, Part::RawWindow) => P::RESIZE,
+        (_, Part::RawWindow | Part::DataFile) => P::RESIZE,
         (_, Part::Qcow2) => P::WRITE.with(P::RESIZE),
     };
     let unborne = if purpose == Purpose::ReadAlone { unborne.with(P::READ) } else { unborne };

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::create::{CreateOptions, create};
+use super::data::data_options;
 use super::extents::Extents;
 use super::file_use::{Purpose, lock_for_resizing};
 use super::info::ImageInfo;
@@ -64,13 +65,19 @@ impl Engine {
         }
     }
 
-    fn open(layer: &Found, below: Option<Arc<dyn Disk>>, access: Access, cache_size: u64) -> Result<Engine> {
+    fn open(
+        layer: &Found,
+        below: Option<Arc<dyn Disk>>,
+        access: Access,
+        options: &OpenOptions,
+    ) -> Result<Engine> {
         let writable = access == Access::ReadWrite;
         let storage = Arc::clone(&layer.storage);
         Ok(match &layer.kind {
             Kind::Raw => Engine::Raw(Arc::new(Raw::open(storage, writable)?)),
             Kind::Qcow2(header) => {
-                let options = Qcow2Options { writable, cache_bytes: cache_size };
+                let data = data_options(layer, header, access, options)?;
+                let options = Qcow2Options { writable, cache_bytes: options.cache_size, data };
                 let header = Header::clone(header);
                 Engine::Qcow2(Arc::new(Qcow2::open(storage, header, below, options)?))
             }
@@ -143,7 +150,9 @@ impl Image {
         let mut lower = None;
         for (depth, Layer { found }) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { found.access };
-            let engine = Engine::open(found, below.map(Engine::shared), access, options.cache_size).map_err(
+            let without_data_file = OpenOptions { data_file: None, ..options.clone() };
+            let options = if depth == 0 { options } else { &without_data_file };
+            let engine = Engine::open(found, below.map(Engine::shared), access, options).map_err(
                 |error| match &found.path {
                     Some(path) => error.at_path(path),
                     None => error,

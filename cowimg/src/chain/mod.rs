@@ -7,6 +7,8 @@ mod bitmaps;
 mod cache_mode;
 mod check;
 mod create;
+mod data;
+mod encrypt;
 mod extents;
 mod file_use;
 mod image;
@@ -25,6 +27,8 @@ pub use create::{
     BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
     create, plan,
 };
+pub use data::Passphrase;
+pub use encrypt::{Encryption, LuksOptions};
 pub use extents::Extents;
 pub use file_use::LockMode;
 pub use image::{Image, Layer};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CacheMode, FilePolicy, Image, LockMode};
+use super::{CacheMode, FilePolicy, Image, LockMode, Passphrase};
 use crate::error::Result;
 use crate::format::probe::Format;
 use crate::qcow2::{SnapshotSelector, SnapshotSize};
@@ -39,6 +39,8 @@ pub struct OpenOptions {
     pub(super) lock: LockMode,
     pub(super) snapshot: Option<SnapshotSelector>,
     pub(super) snapshot_size: SnapshotSize,
+    pub(super) passphrase: Option<Passphrase>,
+    pub(super) data_file: Option<PathBuf>,
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
     pub(super) raw_window: Option<RawWindow>,
@@ -74,6 +76,8 @@ impl Default for OpenOptions {
             lock: LockMode::Auto,
             snapshot: None,
             snapshot_size: SnapshotSize::Own,
+            passphrase: None,
+            data_file: None,
             writable_layer: None,
             below: None,
             raw_window: None,
@@ -102,6 +106,21 @@ impl OpenOptions {
     #[must_use]
     pub fn backing(mut self, policy: FilePolicy) -> OpenOptions {
         self.backing = policy;
+        self
+    }
+
+    /// What opens encrypted images: this one, and those below it that are encrypted.
+    #[must_use]
+    pub fn passphrase(mut self, passphrase: Passphrase) -> OpenOptions {
+        self.passphrase = Some(passphrase);
+        self
+    }
+
+    /// The image's external data file, in place of the one that the image names. The policy for files that an image names
+    /// says nothing about it.
+    #[must_use]
+    pub fn data_file(mut self, path: impl Into<PathBuf>) -> OpenOptions {
+        self.data_file = Some(path.into());
         self
     }
 

@@ -25,6 +25,8 @@ pub struct StagedImage {
     target: PathBuf,
     overwrite: Overwrite,
     place: Place,
+    /// The image's data file, which goes with it.
+    data_file: Option<RemovedUnlessKept>,
     /// The file whose name is taken over: locked, so that nobody begins to use it who would lose what he writes.
     replaced: Option<FileStorage>,
 }
@@ -50,7 +52,7 @@ enum Target {
 
 /// A file that is removed when this is dropped, unless it was kept.
 #[derive(Debug)]
-struct RemovedUnlessKept {
+pub(super) struct RemovedUnlessKept {
     path: PathBuf,
     keep: bool,
 }
@@ -74,7 +76,8 @@ impl StagedImage {
 
     /// Writes what was planned.
     pub fn write(path: &Path, overwrite: Overwrite, plan: &CreatePlan) -> Result<StagedImage> {
-        let staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
+        let mut staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
+        staged.data_file = plan.make_data_file(overwrite)?;
         plan.write_to(&*staged.storage()?).map_err(|error| error.at_path(path))?;
         Ok(staged)
     }
@@ -84,6 +87,7 @@ impl StagedImage {
             target: path.to_path_buf(),
             overwrite,
             place: Place::Target(place),
+            data_file: None,
             replaced: None,
         };
         let target = match std::fs::metadata(path) {
@@ -120,7 +124,7 @@ impl StagedImage {
             .permissions(Permissions::from_mode(0o644))
             .tempfile_in(folder.unwrap_or(Path::new(".")))
             .map_err(|error| Error::io("create the image", error))?;
-        Ok(StagedImage { target, overwrite, place: Place::Beside(file), replaced })
+        Ok(StagedImage { target, overwrite, place: Place::Beside(file), data_file: None, replaced })
     }
 
     /// Opens the new image for writing. Until it has its name nobody relies on it, so that
@@ -140,7 +144,7 @@ impl StagedImage {
 
     /// Gives the image its name. Nothing is synced.
     pub fn publish(self) -> Result<()> {
-        let StagedImage { target, overwrite, place, replaced } = self;
+        let StagedImage { target, overwrite, place, data_file, replaced } = self;
         let named = match (place, overwrite) {
             (Place::Target(Target::New(mut made)), _) => {
                 made.keep = true;
@@ -156,6 +160,9 @@ impl StagedImage {
         };
         // Only now: nobody finds the old file any more.
         drop(replaced);
+        if let (Some(mut data_file), Ok(())) = (data_file, &named) {
+            data_file.keep = true;
+        }
         named.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => name_is_taken().at_path(&target),
             _ => Error::io("give the image its name", error).at_path(&target),
@@ -179,6 +186,24 @@ impl StagedImage {
             }
         };
         Ok(Arc::new(UnsyncedStorage::new(storage)))
+    }
+}
+
+/// Makes the data file of an image that is to be created, empty. One that is there is emptied, if it may be.
+pub(super) fn make_data_file(
+    path: &Path,
+    overwrite: Overwrite,
+) -> Result<(FileStorage, Option<RemovedUnlessKept>)> {
+    let io = |error| Error::io("create the data file", error);
+    match FileStorage::open(path, &FileOptions::create_new()) {
+        Ok(storage) => Ok((storage, Some(RemovedUnlessKept { path: path.to_path_buf(), keep: false }))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && overwrite != Overwrite::Refuse => {
+            let storage = FileStorage::open(path, &FileOptions::read_write()).map_err(io)?;
+            storage.lock(CREATION)?;
+            storage.set_len(0).map_err(io)?;
+            Ok((storage, None))
+        }
+        Err(error) => Err(io(error)),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::format::qcow2::CompressionType;
 
+pub(crate) mod crypt;
 mod deflate;
 #[cfg(test)]
 mod interop_tests;

@@ -4,5 +4,6 @@
 //! in here, and the lints below hold that.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
+pub mod luks;
 pub mod probe;
 pub mod qcow2;

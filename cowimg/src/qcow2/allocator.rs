@@ -38,12 +38,18 @@ pub(super) struct Run {
 pub(super) struct Reservation<'a> {
     image: &'a Qcow2,
     run: Run,
+    counted: bool,
 }
 
 impl<'a> Reservation<'a> {
     /// Holds `run`, which has been taken from the allocator of `image`.
     pub(super) fn new(image: &'a Qcow2, run: Run) -> Reservation<'a> {
-        Reservation { image, run }
+        Reservation { image, run, counted: true }
+    }
+
+    /// Stands for `run` where clusters are not counted.
+    pub(super) fn uncounted(image: &'a Qcow2, run: Run) -> Reservation<'a> {
+        Reservation { image, run, counted: false }
     }
 
     /// What is held.
@@ -59,7 +65,7 @@ impl<'a> Reservation<'a> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if self.run.count == 0 {
+        if self.run.count == 0 || !self.counted {
             return;
         }
         let mut meta = self.image.meta.lock().unwrap_or_else(PoisonError::into_inner);

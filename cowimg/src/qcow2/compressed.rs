@@ -63,6 +63,11 @@ impl Qcow2 {
             return Err(Error::invalid("a compressed cluster is written whole, at a cluster boundary"));
         }
         let _change = self.lock_change();
+        if self.data.external().is_some() || self.data.is_encrypted() {
+            return Err(Error::unsupported(
+                "an image that is encrypted or has an external data file cannot hold compressed clusters",
+            ));
+        }
         self.begin_change()?;
         let _recorded = self.recorded(ByteRange::between(offset, (offset + cluster_size).min(self.size())));
         self.commit_if_due()?;

@@ -64,16 +64,16 @@ impl Qcow2 {
             WritePlan::Revive { first, count, host } => {
                 let len = count * self.cluster_size();
                 self.refuse_metadata(whole.start(), host, len)?;
-                self.copy_to(stored, host, len)?;
+                self.copy_to(stored, host, (whole.start(), len))?;
                 let run = Run { first: self.geometry.host_cluster(host), count, content: Content::Stale };
                 self.publish_data(first, run)?;
                 Ok(len)
             }
             WritePlan::Allocate { first, count } => {
-                let reservation = self.reserve(count)?;
+                let reservation = self.reserve(first, count)?;
                 let run = reservation.run();
                 let len = run.count * self.cluster_size();
-                self.copy_to(stored, self.geometry.host_offset(run.first), len)?;
+                self.copy_to(stored, self.geometry.host_offset(run.first), (whole.start(), len))?;
                 self.publish_data(first, run)?;
                 reservation.keep();
                 Ok(len)
@@ -84,15 +84,13 @@ impl Qcow2 {
 
     fn copy_in_place(&self, stored: Stored<'_>, guest: u64, host: HostOffset, len: u64) -> Result<u64> {
         self.refuse_metadata(guest, host, len)?;
-        self.copy_to(stored, host, len)?;
+        self.copy_to(stored, host, (guest, len))?;
         Ok(len)
     }
 
-    fn copy_to(&self, stored: Stored<'_>, host: HostOffset, len: u64) -> Result<()> {
+    fn copy_to(&self, stored: Stored<'_>, host: HostOffset, (guest, len): (u64, u64)) -> Result<()> {
         let to = ByteRange::between(host.get(), host.get() + len);
-        self.storage
-            .copy_from(stored.storage, stored.from, to)
-            .map_err(|error| Error::io("copy guest data", error))
+        self.data.copy_from((stored.storage, stored.from), to, guest)
     }
 
     /// Parts of clusters: what is around them is filled in by the usual way of writing.

@@ -6,12 +6,11 @@ use std::ops::Range;
 use super::Qcow2;
 use super::allocator::Content;
 use super::metadata::Space;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::qcow2::{
     Allocated, GuestCluster, GuestOffset, HostOffset, L2Entry, SUBCLUSTERS, SubclusterState, Subclusters,
 };
 use crate::range::ByteRange;
-use crate::storage::StorageExt;
 
 /// A cluster's space that is being filled.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +42,7 @@ impl Qcow2 {
             self.publish_filled(cluster, host, touched)?;
             return Ok(buf.len() as u64);
         }
-        let reservation = self.reserve(1)?;
+        let reservation = self.reserve(cluster, 1)?;
         let run = reservation.run();
         let host = self.geometry.host_offset(run.first);
         let place = Place { cluster, host, content: run.content, filled: Subclusters::NONE };
@@ -91,6 +90,7 @@ impl Qcow2 {
                 return Ok(());
             }
             if !matches!(self.entry_of(cluster)?, L2Entry::Compressed(_)) {
+                self.zero_data_file(range, Space::Keep)?;
                 let zeroed = self.touched(cluster, range);
                 return self.publish(cluster, 1, Space::Keep, |_, old| match old.subclusters() {
                     Some((subclusters, space)) => {
@@ -138,15 +138,11 @@ impl Qcow2 {
             _ => self.edge(range, place.content),
         };
         let head = edge(touched.start, ByteRange::between(around.start(), offset))?;
-        let tail = edge(touched.end - 1, ByteRange::between(end, around.end()))?;
+        let tail = edge(touched.end - 1, ByteRange::between(end, self.fill_end(around.end())))?;
         let start = if head.is_empty() { offset } else { around.start() };
         let in_cluster = self.geometry.offset_in_cluster(start);
-        self.storage
-            .write_all_vectored_at(
-                &mut [IoSlice::new(&head), IoSlice::new(buf), IoSlice::new(&tail)],
-                place.host.get() + in_cluster,
-            )
-            .map_err(|error| Error::io("write guest data", error))
+        let mut parts = [IoSlice::new(&head), IoSlice::new(buf), IoSlice::new(&tail)];
+        self.data.write(&mut parts, HostOffset(place.host.get() + in_cluster), start)
     }
 
     /// Copies the data of subclusters that a write does not touch from the cluster that is about to be given up.
@@ -165,9 +161,7 @@ impl Qcow2 {
                 let range = self.bytes_of(place.cluster, &run);
                 let bytes = self.edge(range, Content::Stale)?;
                 let host = place.host.get() + self.geometry.offset_in_cluster(range.start());
-                self.storage
-                    .write_all_at(&bytes, host)
-                    .map_err(|error| Error::io("write guest data", error))?;
+                self.data.write(&mut [IoSlice::new(&bytes)], HostOffset(host), range.start())?;
             }
         }
         Ok(())

@@ -187,7 +187,7 @@ impl Qcow2 {
             let cluster = GuestCluster(first + index);
             let entry = self.decode(entries.get(index as usize), cluster)?;
             self.refuse_freeing_metadata(cluster, &entry)?;
-            freed.extend(Freed::of_entry(&entry, self.geometry, Space::Release));
+            freed.extend(self.freed_by(&entry, Space::Release));
         }
         Ok(freed)
     }

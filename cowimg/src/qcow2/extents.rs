@@ -16,11 +16,12 @@ impl Qcow2 {
         let _in_flight = self.epochs.enter();
         let end = offset.saturating_add(max_len).min(self.size());
         let segment = self.next_segment(ByteRange::between(offset, end))?;
+        // What is encrypted is nowhere in a form that the guest would know.
         let own = |kind, host: Option<HostOffset>| Extent {
             range: segment.range,
             kind,
             depth: 0,
-            host: host.map(HostOffset::get),
+            host: host.filter(|_| !self.data.is_encrypted()).map(HostOffset::get),
             reads_zero: false,
         };
         match segment.source {
@@ -45,10 +46,11 @@ impl Qcow2 {
 
     /// A data extent, cut where the file beneath turns from data to hole or back, if holes tell anything here.
     fn with_holes(&self, extent: Extent, host: HostOffset) -> Result<Extent> {
-        if !self.is_preallocated()? {
+        let counted = self.data.external().is_none() && !self.data.is_encrypted();
+        if !counted || !self.is_preallocated()? {
             return Ok(extent);
         }
-        let found = self.storage.extent_at(host.get()).map_err(|error| Error::io("look for holes", error))?;
+        let found = self.data.extent_at(host).map_err(|error| Error::io("look for holes", error))?;
         let Some(StorageExtent { range, kind }) = found else { return Ok(extent) };
         let len = range.len().min(extent.range.len());
         Ok(Extent {

@@ -151,7 +151,7 @@ fn no_room(error: HeaderError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::qcow2::layout::{self, FreshParams, LazyRefcounts, Preallocation};
+    use crate::format::qcow2::layout::{self, FreshEncryption, FreshParams, LazyRefcounts, Preallocation};
     use crate::format::qcow2::{CompressionType, Geometry, Version};
 
     fn header(cluster_bits: u32, version: Version, backing: Option<(&str, &str)>) -> Header {
@@ -166,6 +166,8 @@ mod tests {
                 name: name.as_bytes().to_vec(),
                 format: Some(format.as_bytes().to_vec()),
             }),
+            data_file: None,
+            encryption: FreshEncryption::None,
         };
         layout::plan(&params).unwrap().header().clone()
     }

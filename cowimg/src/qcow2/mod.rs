@@ -8,6 +8,7 @@
 //! | `open`, `create` | from storage to engine; what is refused, by name |
 //! | `plan` | guest range to segments: the only place that looks mappings up |
 //! | `read`, `write`, `copied`, `zero`, `compressed`, `divided` | the I/O of a plan |
+//! | `guest_data`, `encryption` | the file that guest data is in, and what it is encrypted with |
 //! | `l1_table`, `table_cache` | mappings in memory |
 //! | `metadata`, `refcounts`, `allocator` | what the metadata lock protects |
 //! | `metadata_map` | keeps guest data off the tables |
@@ -44,8 +45,10 @@ mod create;
 mod divided;
 mod draft;
 mod empty;
+mod encryption;
 mod extents;
 mod failed;
+mod guest_data;
 mod header_rewrite;
 mod header_update;
 mod in_flight;
@@ -72,6 +75,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 pub(crate) use bitmaps::read_bitmap_directory;
 pub use bitmaps::{BitmapInfo, BitmapRanges, NewBitmap, Recording};
 pub(crate) use create::create;
+pub(crate) use encryption::unlock;
+pub(crate) use guest_data::DataOptions;
 pub(crate) use open::Qcow2Options;
 pub(crate) use snapshot_table::read_snapshots;
 pub use snapshot_table::{SnapshotSelector, SnapshotSize};
@@ -86,6 +91,7 @@ use crate::storage::Storage;
 use bitmaps::Bitmaps;
 use compressed::DecompressedCluster;
 use failed::Failure;
+use guest_data::GuestData;
 use in_flight::{ClusterLocks, Epochs};
 use l1_table::L1Table;
 use metadata::Metadata;
@@ -103,6 +109,8 @@ enum Mode {
 #[derive(Debug)]
 pub(crate) struct Qcow2 {
     storage: Arc<dyn Storage>,
+    /// Where the guest's data is: in `storage`, or in a file of its own.
+    data: GuestData,
     backing: Option<Arc<dyn Disk>>,
     geometry: Geometry,
     version: Version,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use super::bitmaps::Bitmaps;
 use super::compressed::DecompressedCluster;
 use super::failed::Failure;
+use super::guest_data::{DataOptions, GuestData};
 use super::in_flight::{ClusterLocks, Epochs};
 use super::l1_table::L1Table;
 use super::metadata::Metadata;
@@ -22,12 +23,14 @@ use crate::format::qcow2::{CryptMethod, Geometry, Header, HeaderError, HostOffse
 use crate::storage::{Storage, StorageExt};
 
 /// How an image is opened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Qcow2Options {
     /// Whether it may be changed.
     pub(crate) writable: bool,
     /// Bytes of metadata that are kept in memory: L2 tables in four fifths, refcount blocks in the rest.
     pub(crate) cache_bytes: u64,
+    /// Where the guest's data is. Whoever opens an image with a data file, or an encrypted one, says so here.
+    pub(crate) data: DataOptions,
 }
 
 impl Qcow2 {
@@ -67,7 +70,8 @@ impl Qcow2 {
         backing: Option<Arc<dyn Disk>>,
         options: Qcow2Options,
     ) -> Result<Qcow2> {
-        refuse_unsupported(&header)?;
+        refuse_unsupported(&header, &options.data)?;
+        let data = GuestData::new(&storage, options.data);
         let mode = if options.writable { Mode::ReadWrite } else { Mode::ReadOnly };
         if mode == Mode::ReadWrite {
             refuse_writing(&header, &*storage)?;
@@ -86,6 +90,7 @@ impl Qcow2 {
         let bitmaps = Bitmaps::open(&*storage, &header, options.writable.then_some(&metadata_map))?;
         let slice_bytes = geometry.cluster_size().min(MAX_SLICE_BYTES);
         Ok(Qcow2 {
+            data,
             backing,
             geometry,
             version: header.version,
@@ -196,7 +201,7 @@ fn map_snapshots(map: &MetadataMap, header: &Header, storage: &dyn Storage) -> R
 }
 
 /// What this version cannot read without mistaking it for something else.
-fn refuse_unsupported(header: &Header) -> Result<()> {
+fn refuse_unsupported(header: &Header, data: &DataOptions) -> Result<()> {
     let unknown = header.unknown_incompatible();
     if !unknown.is_empty() {
         return Err(Error::unsupported(format!(
@@ -204,18 +209,19 @@ fn refuse_unsupported(header: &Header) -> Result<()> {
             unknown.join(", ")
         )));
     }
-    let named = match header.crypt_method {
-        CryptMethod::None => None,
-        CryptMethod::Aes => Some("encryption with AES (encrypt.format=aes)"),
-        CryptMethod::Luks => Some("encryption with LUKS (encrypt.format=luks)"),
-        CryptMethod::Other(_) => Some("an unknown encryption method"),
-    };
-    let named = named
-        .or_else(|| header.incompatible.contains(Incompatible::DATA_FILE).then_some("an external data file"));
-    match named {
-        None => Ok(()),
-        Some(named) => Err(Error::unsupported(format!("the image uses {named}, which is not supported yet"))),
+    if let CryptMethod::Other(method) = header.crypt_method {
+        return Err(Error::unsupported(format!("the image uses the unknown encryption method {method}")));
     }
+    // Never is ciphertext taken for data, or the image's own file for its data file.
+    if header.crypt_method != CryptMethod::None && data.cipher.is_none() {
+        return Err(Error::new(ErrorKind::PassphraseNeeded));
+    }
+    if header.incompatible.contains(Incompatible::DATA_FILE) && data.file.is_none() {
+        return Err(Error::unsupported(
+            "the image has an external data file, which must be opened beside it",
+        ));
+    }
+    Ok(())
 }
 
 /// What this version reads and must not write.

@@ -107,7 +107,20 @@ impl Qcow2 {
 
     /// Decodes the entry of `cluster`.
     pub(super) fn decode(&self, raw: RawL2Entry, cluster: GuestCluster) -> Result<L2Entry> {
+        if self.data.external().is_some() {
+            return self.decode_external(raw, cluster);
+        }
         L2Entry::decode(raw, &self.geometry, self.version).map_err(|error| {
+            let guest = self.geometry.guest_offset(cluster).get();
+            Corruption::L2Entry { guest, entry: raw.descriptor, why: error.why() }.into()
+        })
+    }
+
+    /// The same where data is in a file of its own: there the place at offset 0 is one like any other, and is taken if the
+    /// copied flag says so.
+    fn decode_external(&self, raw: RawL2Entry, cluster: GuestCluster) -> Result<L2Entry> {
+        let decoded = L2Entry::decode_external(raw, &self.geometry);
+        decoded.map_err(|error| {
             let guest = self.geometry.guest_offset(cluster).get();
             Corruption::L2Entry { guest, entry: raw.descriptor, why: error.why() }.into()
         })
@@ -180,6 +193,9 @@ impl Qcow2 {
     }
 
     fn check_within_file(&self, host: HostOffset, cluster: GuestCluster) -> Result<()> {
+        if self.data.external().is_some() {
+            return Ok(());
+        }
         match self.is_past_end(host)? {
             None => Ok(()),
             Some(file_len) => {

@@ -5,9 +5,10 @@
 
 use super::Qcow2;
 use super::allocator::Reservation;
+use super::metadata::Space;
 use crate::error::{Error, Result};
 use crate::format::qcow2::layout::Preallocation;
-use crate::format::qcow2::{GuestCluster, GuestOffset, HostCluster};
+use crate::format::qcow2::{Allocated, GuestCluster, GuestOffset, HostCluster, L2Entry};
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
@@ -23,13 +24,21 @@ impl Qcow2 {
             let count = (end - cluster.get()).min(self.slice_entries() - index as u64);
             let _in_flight = self.epochs.enter();
             let _ours = self.cluster_locks.lock(cluster.get(), cluster.get() + count);
-            let reservation = self.reserve_fresh(count)?;
+            let reservation = self.reserve_fresh(cluster, count)?;
             let run = reservation.run();
             let host = self.geometry.host_offset(run.first).get();
             let host_end = self.geometry.host_offset(HostCluster(run.first.get() + run.count)).get();
             self.take_space(ByteRange::between(host, host_end), preallocation)
                 .map_err(|error| Error::io("preallocate the image", error))?;
-            self.publish_data(cluster, run)?;
+            if self.data.is_encrypted() {
+                // What nobody has encrypted reads as noise, so that the space is only kept.
+                self.publish(cluster, run.count, Space::Keep, |nth, _| {
+                    let host = self.geometry.host_offset(HostCluster(run.first.get() + nth));
+                    L2Entry::Zero(Some(Allocated { host, copied: true }))
+                })?;
+            } else {
+                self.publish_data(cluster, run)?;
+            }
             reservation.keep();
             cluster = GuestCluster(cluster.get() + run.count);
         }
@@ -37,7 +46,10 @@ impl Qcow2 {
     }
 
     /// Takes up to `count` clusters in a row that were never written.
-    fn reserve_fresh(&self, count: u64) -> Result<Reservation<'_>> {
+    fn reserve_fresh(&self, first: GuestCluster, count: u64) -> Result<Reservation<'_>> {
+        if self.data.external().is_some() {
+            return self.reserve(first, count);
+        }
         let mut meta = self.lock_meta();
         let fresh_from = meta.fresh_from;
         let hint = std::mem::replace(&mut meta.next_free, fresh_from);
@@ -50,12 +62,13 @@ impl Qcow2 {
     }
 
     fn take_space(&self, range: ByteRange, preallocation: Preallocation) -> std::io::Result<()> {
+        let storage = self.data.external().unwrap_or(&*self.storage);
         match preallocation {
-            Preallocation::Falloc => self.storage.allocate(range)?,
-            Preallocation::Full => self.storage.write_every_byte(range)?,
+            Preallocation::Falloc => storage.allocate(range)?,
+            Preallocation::Full => storage.write_every_byte(range)?,
             Preallocation::Off | Preallocation::Metadata => {}
         }
         // A cluster that is mapped lies within the file.
-        if self.storage.len()? < range.end() { self.storage.set_len(range.end()) } else { Ok(()) }
+        if storage.len()? < range.end() { storage.set_len(range.end()) } else { Ok(()) }
     }
 }

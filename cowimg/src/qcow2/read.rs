@@ -2,9 +2,8 @@
 
 use super::Qcow2;
 use super::plan::Source;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::range::ByteRange;
-use crate::storage::StorageExt;
 
 impl Qcow2 {
     /// Fills `buf` from `offset`; the range lies within the disk.
@@ -29,11 +28,7 @@ impl Qcow2 {
         match source {
             Source::Zero(_) => part.fill(0),
             Source::Below => self.read_below(part, offset)?,
-            // The last cluster of a file may end before its boundary: what is missing was never written.
-            Source::Host(host) => self
-                .storage
-                .read_padded_at(part, host.get())
-                .map_err(|error| Error::io("read guest data", error))?,
+            Source::Host(host) => self.data.read(part, host, offset)?,
             Source::Compressed(run) => self.read_compressed(part, offset, run)?,
         }
         Ok(())

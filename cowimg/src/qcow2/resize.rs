@@ -36,6 +36,7 @@ impl Qcow2 {
         };
         // Whatever failed: the bitmaps are those of the disk as it is.
         self.resize_bitmaps(self.size());
+        let resized = resized.and_then(|()| self.data.resize_external(new_size));
         if resized.is_err() && new_size < self.size() {
             drop(self.recorded(ByteRange::between(new_size, self.size())));
         }

@@ -78,7 +78,7 @@ impl Qcow2 {
             for (nth, raw) in entries.into_iter().enumerate().filter(|(_, raw)| raw.descriptor != 0) {
                 let entry = self.decode(raw, GuestCluster(first + nth as u64))?;
                 self.check_freeable(&entry, GuestCluster(first + nth as u64))?;
-                freed.extend(Freed::of_entry(&entry, geometry, Space::Release));
+                freed.extend(self.freed_by(&entry, Space::Release));
             }
             freed.push(Freed::one(geometry.host_cluster(host), Space::Release));
         }
@@ -93,7 +93,7 @@ impl Qcow2 {
 
     /// Refuses to free a table for an entry that points at one.
     fn check_freeable(&self, entry: &L2Entry, cluster: GuestCluster) -> Result<()> {
-        let Some(freed) = Freed::of_entry(entry, self.geometry, Space::Keep) else { return Ok(()) };
+        let Some(freed) = self.freed_by(entry, Space::Keep) else { return Ok(()) };
         let count = freed.clusters.end - freed.clusters.start;
         match self.metadata_map.first_marked(freed.clusters.start, count) {
             None => Ok(()),

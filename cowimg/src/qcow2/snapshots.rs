@@ -72,8 +72,19 @@ impl Qcow2 {
         Ok(read_snapshots(&*self.storage, &self.header())?.0)
     }
 
+    /// A snapshot shares clusters, which a data file cannot.
+    fn refuse_with_data_file(&self) -> Result<()> {
+        match self.data.external() {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::unsupported("an image with an external data file cannot have internal snapshots"))
+            }
+        }
+    }
+
     /// Takes a snapshot of the disk as it is.
     pub(crate) fn create_snapshot(&self, new: &NewSnapshot) -> Result<Snapshot> {
+        self.refuse_with_data_file()?;
         if new.name.len() > MAX_NAME {
             return Err(Error::invalid(format!("a snapshot's name has at most {MAX_NAME} bytes")));
         }
@@ -106,6 +117,7 @@ impl Qcow2 {
 
     /// Makes the disk what it was when the snapshot was taken, its size included. What the disk holds now is gone.
     pub(crate) fn apply_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
+        self.refuse_with_data_file()?;
         let _no_other = self.lock_all_changes();
         self.check_writable()?;
         let Present { header, snapshots, .. } = self.present()?;

@@ -14,7 +14,6 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{Allocated, GuestCluster, HostCluster, HostOffset, L2Entry};
 use crate::range::ByteRange;
-use crate::storage::StorageExt;
 
 impl Qcow2 {
     /// Writes `buf` at `offset`; the range lies within the disk.
@@ -66,15 +65,16 @@ impl Qcow2 {
 
     fn write_in_place(&self, (buf, offset): (&[u8], u64), host: HostOffset, len: u64) -> Result<u64> {
         self.refuse_metadata(offset, host, len)?;
-        self.storage
-            .write_all_at(&buf[..len as usize], host.get())
-            .map_err(|error| Error::io("write guest data", error))?;
+        self.data.write(&mut [IoSlice::new(&buf[..len as usize])], host, offset)?;
         Ok(len)
     }
 
     /// Refuses to touch a table on the guest's behalf, and takes no more writes: whoever mapped guest data to it can do so
     /// again.
     pub(super) fn refuse_metadata(&self, guest: u64, host: HostOffset, len: u64) -> Result<()> {
+        if self.data.external().is_some() {
+            return Ok(());
+        }
         let first = self.geometry.host_cluster(host).get();
         let count = self.geometry.clusters_for(self.geometry.offset_in_cluster(host.get()) + len);
         match self.metadata_map.first_marked(first, count) {
@@ -88,15 +88,20 @@ impl Qcow2 {
 
     /// Writes to `count` clusters from `first` on, or to as many as are found in one run.
     pub(super) fn write_new(&self, first: GuestCluster, count: u64, from: (&[u8], u64)) -> Result<u64> {
-        let reservation = self.reserve(count)?;
+        let reservation = self.reserve(first, count)?;
         let done = self.fill(reservation.run(), first, from)?;
         self.publish_data(first, reservation.run())?;
         reservation.keep();
         Ok(done)
     }
 
-    /// Takes up to `count` clusters in a row.
-    pub(super) fn reserve(&self, count: u64) -> Result<Reservation<'_>> {
+    /// Takes up to `count` clusters in a row for guest clusters from `first` on. In a data file each guest cluster has its
+    /// place: nothing is taken there, or counted.
+    pub(super) fn reserve(&self, first: GuestCluster, count: u64) -> Result<Reservation<'_>> {
+        if self.data.external().is_some() {
+            let run = Run { first: HostCluster(first.get()), count, content: Content::Stale };
+            return Ok(Reservation::uncounted(self, run));
+        }
         let mut meta = self.lock_meta();
         self.reap(&mut meta).map_err(|error| self.failure.record(error))?;
         let run = meta.allocator(self).take_run(count)?;
@@ -109,24 +114,29 @@ impl Qcow2 {
     /// many bytes of `buf` that took.
     fn fill(&self, run: Run, first: GuestCluster, (buf, offset): (&[u8], u64)) -> Result<u64> {
         let start = self.geometry.guest_offset(first).get();
-        let end = self.geometry.guest_offset(GuestCluster(first.get() + run.count)).get();
+        let end = self.fill_end(self.geometry.guest_offset(GuestCluster(first.get() + run.count)).get());
         let data = &buf[..(end - offset).min(buf.len() as u64) as usize];
         let data_end = offset + data.len() as u64;
         let head = self.edge(ByteRange::between(start, offset), run.content)?;
         let tail = self.edge(ByteRange::between(data_end, end), run.content)?;
-        let host = self.geometry.host_offset(run.first).get();
-        let at = host + if head.is_empty() { offset - start } else { 0 };
-        self.storage
-            .write_all_vectored_at(&mut [IoSlice::new(&head), IoSlice::new(data), IoSlice::new(&tail)], at)
-            .map_err(|error| Error::io("write guest data", error))?;
+        let skipped = if head.is_empty() { offset - start } else { 0 };
+        let host = HostOffset(self.geometry.host_offset(run.first).get() + skipped);
+        let mut parts = [IoSlice::new(&head), IoSlice::new(data), IoSlice::new(&tail)];
+        self.data.write(&mut parts, host, start + skipped)?;
         Ok(data.len() as u64)
+    }
+
+    /// How far clusters are filled that end at `end`: a data file ends where the disk does.
+    pub(super) fn fill_end(&self, end: u64) -> u64 {
+        if self.data.external().is_some() { end.min(self.size()) } else { end }
     }
 
     /// What must be written for a part of a cluster that the guest does not write: nothing if the space reads as the
     /// guest expects already.
     pub(super) fn edge(&self, range: ByteRange, content: Content) -> Result<Vec<u8>> {
         let within = range.intersection(ByteRange::between(0, self.size()));
-        if range.is_empty() || (content == Content::Fresh && self.is_known_zero(within)?) {
+        let reads_zero = content == Content::Fresh && !self.data.is_encrypted();
+        if range.is_empty() || (reads_zero && self.is_known_zero(within)?) {
             return Ok(Vec::new());
         }
         // Past the end of the disk there are zeroes, whatever a larger backing disk has there.
@@ -175,7 +185,7 @@ impl Qcow2 {
         for (at, old, new) in changes {
             slice.set(at, new.encode(&self.geometry));
             if !refers_to_the_same(&old, &new) {
-                let freed = Freed::of_entry(&old, self.geometry, space);
+                let freed = self.freed_by(&old, space);
                 meta.unreferenced.extend(freed);
             }
             if matches!(old, L2Entry::Compressed(_)) {
@@ -188,9 +198,17 @@ impl Qcow2 {
 }
 
 impl Qcow2 {
+    /// The clusters that lose a reference when an entry goes. What is in a data file is not counted.
+    pub(super) fn freed_by(&self, entry: &L2Entry, space: Space) -> Option<Freed> {
+        match self.data.external() {
+            Some(_) => None,
+            None => Freed::of_entry(entry, self.geometry, space),
+        }
+    }
+
     /// An entry that points at a table must not take the table with it when it goes.
     pub(super) fn refuse_freeing_metadata(&self, cluster: GuestCluster, old: &L2Entry) -> Result<()> {
-        let Some(freed) = Freed::of_entry(old, self.geometry, Space::Keep) else { return Ok(()) };
+        let Some(freed) = self.freed_by(old, Space::Keep) else { return Ok(()) };
         let guest = self.geometry.guest_offset(cluster).get();
         let host = self.geometry.host_offset(HostCluster(freed.clusters.start));
         let len = (freed.clusters.end - freed.clusters.start) * self.cluster_size();

@@ -174,6 +174,7 @@ impl Qcow2 {
 
     fn carry_out(&self, commit: &Commit) -> Result<()> {
         self.write_pieces(&commit.groundwork)?;
+        self.data.sync_external()?;
         self.sync()?;
         for step in [&commit.refcount_pointers, &commit.references] {
             if !step.is_empty() {

@@ -4,7 +4,7 @@ use super::Qcow2;
 use super::metadata::Space;
 use crate::disk::{Disk, ZeroMode};
 use crate::error::Result;
-use crate::format::qcow2::{GuestCluster, GuestOffset, L2Entry, Version};
+use crate::format::qcow2::{Autoclear, GuestCluster, GuestOffset, L2Entry, Version};
 use crate::range::ByteRange;
 
 /// What is asked for a cluster.
@@ -136,6 +136,9 @@ impl Qcow2 {
     fn remap_slice(&self, first: GuestCluster, count: u64, wish: Wish) -> Result<u64> {
         let _in_flight = self.epochs.enter();
         let _ours = self.cluster_locks.lock(first.get(), first.get() + count);
+        let end = self.geometry.guest_offset(GuestCluster(first.get() + count)).get();
+        let bytes = ByteRange::between(self.geometry.guest_offset(first).get(), end.min(self.size()));
+        self.zero_data_file(bytes, wish.space())?;
         let (key, index) = self.slice_index(first);
         let change = |nth: u64, old: &L2Entry| self.wished(wish, GuestCluster(first.get() + nth), old);
         match self.slice(key)? {
@@ -162,6 +165,16 @@ impl Qcow2 {
         }
         self.publish(first, count, wish.space(), change)?;
         Ok(count)
+    }
+
+    /// A data file follows what is done to whole clusters: one that is a raw image of the disk always, another where space
+    /// is given back. The mapping changes only then, so that data which is gone is not mapped.
+    pub(super) fn zero_data_file(&self, range: ByteRange, space: Space) -> Result<()> {
+        let is_raw = || self.lock_header().autoclear.contains(Autoclear::DATA_FILE_RAW);
+        if self.data.external().is_none() || (space == Space::Keep && !is_raw()) {
+            return Ok(());
+        }
+        self.data.zero_external(range, space == Space::Release)
     }
 
     fn cluster_range(&self, cluster: GuestCluster) -> ByteRange {

@@ -15,6 +15,7 @@ use crate::range::ByteRange;
 mod aligned;
 pub mod conformance;
 mod direct;
+mod encrypted;
 mod ext;
 mod faulty;
 mod file;
@@ -30,6 +31,7 @@ mod unsynced;
 mod window;
 
 pub use aligned::{AlignedStorage, Alignment};
+pub(crate) use encrypted::EncryptedStorage;
 pub use ext::StorageExt;
 pub use faulty::{CrashChoice, Fault, FaultyStorage, Operation, OperationKind};
 pub use file::{Access, Creation, FileOptions, FileStorage, HostCache};

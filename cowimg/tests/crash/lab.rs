@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use cowimg::check::check_storage;
-use cowimg::format::qcow2::layout::{self, FreshParams};
+use cowimg::format::qcow2::layout::{self, FreshEncryption, FreshParams};
 use cowimg::format::qcow2::{Geometry, HostOffset};
 use cowimg::storage::{CrashChoice, Fault, FaultyStorage, MemoryStorage, OperationKind, Storage, StorageExt};
 use cowimg::{
@@ -63,6 +63,8 @@ impl Shape {
             compression: CompressionType::Deflate,
             preallocation: self.preallocation,
             backing: None,
+            data_file: None,
+            encryption: FreshEncryption::None,
         })
         .unwrap();
         let storage = MemoryStorage::new();

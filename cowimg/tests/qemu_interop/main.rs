@@ -19,6 +19,7 @@ mod compared;
 mod compressed;
 mod convert_options;
 mod converted;
+mod data_elsewhere;
 mod filesystem;
 mod growing_tables;
 mod kept_and_cleared;

@@ -171,6 +171,9 @@ pub enum L2EntryError {
         /// Where the entry points.
         host: u64,
     },
+    /// A compressed cluster in an image whose data is in a file of its own.
+    #[error("the cluster is compressed, and the image has an external data file")]
+    CompressedExternally,
     /// A second word that says two things of one subcluster, or speaks of data where there is no cluster, or of
     /// subclusters of a compressed cluster.
     #[error("the subclusters ({subclusters:#018x}) contradict each other or the cluster")]
@@ -188,6 +191,9 @@ impl L2EntryError {
             L2EntryError::ZeroInVersion2 => "the zero flag is set, which version 2 does not have",
             L2EntryError::CompressedPastLimit { .. } => {
                 "the compressed cluster lies past the largest offset that an entry may name"
+            }
+            L2EntryError::CompressedExternally => {
+                "the cluster is compressed, and the image has an external data file"
             }
             L2EntryError::Subclusters { .. } => "its subclusters contradict each other or the cluster",
         }
@@ -229,6 +235,24 @@ impl L2Entry {
             (true, space) => L2Entry::Zero(space),
             (false, None) => L2Entry::Unallocated,
             (false, Some(allocated)) => L2Entry::Standard(allocated),
+        })
+    }
+
+    /// What an entry of a version 3 image with an external data file says: the cluster at offset 0 of that file is like any
+    /// other, and the copied flag tells it from none. A compressed cluster cannot be.
+    pub fn decode_external(raw: RawL2Entry, g: &Geometry) -> Result<L2Entry, L2EntryError> {
+        let is_first = raw.descriptor & (COMPRESSED | OFFSET_MASK) == 0 && raw.descriptor & COPIED != 0;
+        if raw.descriptor & COMPRESSED != 0 {
+            return Err(L2EntryError::CompressedExternally);
+        }
+        if !is_first {
+            return L2Entry::decode(raw, g, Version::V3);
+        }
+        let space = Some(Allocated { host: HostOffset(0), copied: true });
+        Ok(match (g.has_subclusters(), raw.descriptor & ZERO != 0) {
+            (true, _) => return decode_extended(space, raw.subclusters),
+            (false, true) => L2Entry::Zero(space),
+            (false, false) => L2Entry::of_subclusters(space, Subclusters::ALL_DATA),
         })
     }
 

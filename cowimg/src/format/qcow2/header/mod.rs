@@ -238,9 +238,31 @@ impl Header {
         }
     }
 
+    /// Adds an extension, before those that QEMU writes after it: its order is that of [`Extension`]'s constants.
+    pub fn insert_extension(&mut self, extension: Extension) {
+        let rank = |kind: u32| match kind {
+            Extension::BACKING_FORMAT => 0,
+            Extension::DATA_FILE => 1,
+            Extension::ENCRYPTION => 2,
+            Extension::FEATURE_NAMES => 3,
+            Extension::BITMAPS => 4,
+            _ => 5,
+        };
+        let new = rank(extension.kind);
+        let at = self.extensions.iter().position(|other| rank(other.kind) > new);
+        self.extensions.insert(at.unwrap_or(self.extensions.len()), extension);
+    }
+
     /// Name of the external data file, where the image states one.
     pub fn data_file_name(&self) -> Option<&[u8]> {
         self.extension(Extension::DATA_FILE)
+    }
+
+    /// Where the encryption header is: its offset and its length, in bytes.
+    pub fn crypto_header(&self) -> Option<(u64, u64)> {
+        let data = self.extension(Extension::ENCRYPTION)?;
+        let word = |at: usize| data.get(at..at.saturating_add(8))?.try_into().ok().map(u64::from_be_bytes);
+        Some((word(0)?, word(8)?))
     }
 
     /// What this image calls its feature bits.

@@ -23,8 +23,8 @@ mod refcount_space;
 use self::allocator::{Allocation, Allocator};
 use self::preallocate::Mapping;
 use super::{
-    Compatible, CompressionType, CryptMethod, Geometry, Header, HeaderError, HostCluster, HostOffset,
-    Incompatible, TABLE_ENTRY_SIZE, Version, name_table_extension,
+    Autoclear, Compatible, CompressionType, CryptMethod, Extension, Geometry, Header, HeaderError,
+    HostCluster, HostOffset, Incompatible, TABLE_ENTRY_SIZE, Version, name_table_extension,
 };
 use crate::range::ByteRange;
 
@@ -85,6 +85,34 @@ pub struct FreshParams {
     pub preallocation: Preallocation,
     /// The backing file. Whether it goes together with a preallocation is not asked here.
     pub backing: Option<BackingName>,
+    /// The external data file.
+    pub data_file: Option<DataFileName>,
+    /// How the guest's data is encrypted.
+    pub encryption: FreshEncryption,
+}
+
+/// The name that an image keeps of its external data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataFileName {
+    /// The name, as it is to be stored.
+    pub name: Vec<u8>,
+    /// Whether the file is to be a raw image of the disk at all times.
+    pub raw: bool,
+}
+
+/// How the data of a new image is encrypted, as far as that has a place in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum FreshEncryption {
+    /// Not at all.
+    #[default]
+    None,
+    /// With the legacy method.
+    Aes,
+    /// With LUKS, whose header and key material take this many bytes.
+    Luks {
+        /// Bytes up to where a LUKS volume's data would start.
+        header_len: u64,
+    },
 }
 
 /// Whether writers may leave refcounts behind until the image is closed.
@@ -145,6 +173,7 @@ pub struct FreshImage {
     mapping: Mapping,
     parts: Vec<pieces::Part>,
     data_area: Option<ByteRange>,
+    luks_area: Option<ByteRange>,
 }
 
 /// Lays out a fresh image.
@@ -156,7 +185,12 @@ pub fn plan(params: &FreshParams) -> Result<FreshImage, LayoutError> {
     let mut allocator = Allocator::new(geometry);
     let l1_table = place_l1(geometry, &mut allocator, l1_entries)?;
     let clusters = geometry.clusters_for(size);
+    let is_external = params.data_file.is_some();
+    let is_raw = params.data_file.as_ref().is_some_and(|file| file.raw);
     let (mapping, data_area) = match params.preallocation {
+        // A raw data file is all data from the start.
+        Preallocation::Off if !is_raw => (Mapping::default(), None),
+        _ if is_external => (Mapping::external(&mut allocator, clusters)?, None),
         Preallocation::Off => (Mapping::default(), None),
         Preallocation::Metadata => (Mapping::interleaved(&mut allocator, size)?, None),
         Preallocation::Falloc | Preallocation::Full => {
@@ -164,15 +198,20 @@ pub fn plan(params: &FreshParams) -> Result<FreshImage, LayoutError> {
             (mapping, Some(area).filter(|area| !area.is_empty()))
         }
     };
+    let luks_area = place_luks(params.encryption, &mut allocator)?;
     let allocation = allocator.finish();
     let mut header = header(params, size);
+    if let Some(area) = luks_area {
+        let place = [area.start().to_be_bytes(), area.len().to_be_bytes()].concat();
+        header.insert_extension(Extension { kind: Extension::ENCRYPTION, data: place });
+    }
     header.l1_entries = l1_entries;
     header.l1_table = geometry.host_offset(HostCluster(l1_table));
     header.refcount_table = geometry.host_offset(HostCluster(allocation.table.first));
     header.refcount_table_clusters = u32::try_from(allocation.table.clusters).unwrap_or(u32::MAX);
     let header_bytes = header.encode()?;
     let parts = pieces::parts(&header, &allocation, &mapping);
-    Ok(FreshImage { header, header_bytes, allocation, mapping, parts, data_area })
+    Ok(FreshImage { header, header_bytes, allocation, mapping, parts, data_area, luks_area })
 }
 
 impl FreshImage {
@@ -189,6 +228,11 @@ impl FreshImage {
     /// Length of the file, data included. It can pass the end of the last piece.
     pub fn file_len(&self) -> u64 {
         self.allocation.file_len
+    }
+
+    /// Where the LUKS header and its key material go; no piece lies there.
+    pub fn luks_area(&self) -> Option<ByteRange> {
+        self.luks_area
     }
 
     /// Bytes of the file that the guest's data has been given and that the preallocation wants backed by space of the
@@ -213,6 +257,8 @@ fn check_version(params: &FreshParams) -> Result<(), LayoutError> {
         "refcounts of another width than 16 bits"
     } else if params.geometry.has_subclusters() {
         "extended L2 entries"
+    } else if params.data_file.is_some() {
+        "external data files"
     } else {
         return Ok(());
     };
@@ -247,6 +293,21 @@ fn place_l1(geometry: Geometry, allocator: &mut Allocator, entries: u32) -> Resu
     Ok(first)
 }
 
+/// Finds the place of the LUKS header.
+#[allow(clippy::arithmetic_side_effects, reason = "it is about 2 MiB long, wherever it is")]
+fn place_luks(
+    encryption: FreshEncryption,
+    allocator: &mut Allocator,
+) -> Result<Option<ByteRange>, LayoutError> {
+    let FreshEncryption::Luks { header_len } = encryption else { return Ok(None) };
+    let geometry = allocator.geometry();
+    let clusters = geometry.clusters_for(header_len);
+    let first = allocator.allocate(clusters)?;
+    allocator.note_written(first + clusters);
+    let start = geometry.host_offset(HostCluster(first)).get();
+    Ok(Some(ByteRange::between(start, start + header_len)))
+}
+
 /// The header without the places of the tables.
 fn header(params: &FreshParams, size: u64) -> Header {
     let geometry = params.geometry;
@@ -264,7 +325,7 @@ fn header(params: &FreshParams, size: u64) -> Header {
         snapshot_table: HostOffset(0),
         incompatible: Incompatible(0),
         compatible: Compatible(0),
-        autoclear: super::Autoclear(0),
+        autoclear: Autoclear(0),
         refcount_order: geometry.refcount_order(),
         compression: params.compression,
         unknown_fields: Vec::new(),
@@ -284,6 +345,18 @@ fn header(params: &FreshParams, size: u64) -> Header {
     if version3 && geometry.cluster_size() > MAX_CLUSTER_WITHOUT_NAMES {
         header.extensions.push(name_table_extension());
     }
+    if let Some(file) = &params.data_file {
+        header.incompatible = header.incompatible.with(Incompatible::DATA_FILE);
+        if file.raw {
+            header.autoclear = header.autoclear.with(Autoclear::DATA_FILE_RAW);
+        }
+        header.insert_extension(Extension { kind: Extension::DATA_FILE, data: file.name.clone() });
+    }
+    header.crypt_method = match params.encryption {
+        FreshEncryption::None => CryptMethod::None,
+        FreshEncryption::Aes => CryptMethod::Aes,
+        FreshEncryption::Luks { .. } => CryptMethod::Luks,
+    };
     if let Some(backing) = &params.backing {
         header.set_backing(Some(&backing.name), backing.format.as_deref());
     }
@@ -308,6 +381,8 @@ mod tests {
             compression: CompressionType::Deflate,
             preallocation: Preallocation::Off,
             backing: None,
+            data_file: None,
+            encryption: FreshEncryption::None,
         }
     }
 

@@ -7,7 +7,8 @@ use super::allocator::{Allocation, RefcountTable};
 use super::preallocate::Mapping;
 use super::{FreshImage, index};
 use crate::format::qcow2::{
-    Allocated, Geometry, Header, HostCluster, HostOffset, L1Entry, L2Entry, Subclusters, TABLE_ENTRY_SIZE,
+    Allocated, CryptMethod, Geometry, Header, HostCluster, HostOffset, L1Entry, L2Entry, Subclusters,
+    TABLE_ENTRY_SIZE,
 };
 
 /// Most bytes of a piece; a multiple of every table entry's size.
@@ -174,7 +175,7 @@ fn fill(image: &FreshImage, part: Part, from: u64, buf: &mut [u8]) {
         }
         Structure::L2(number) => {
             let first = u64::from(number) * geometry.l2_entries() + from / geometry.l2_entry_size();
-            fill_l2(&image.mapping, geometry, first, buf);
+            fill_l2(image, first, buf);
         }
     }
 }
@@ -237,7 +238,8 @@ fn set_ones(buf: &mut [u8], order: u32, entries: Range<u64>) {
 
 /// Entries of L2 tables from a guest cluster on.
 #[allow(clippy::arithmetic_side_effects, reason = "cluster numbers are below 2^55")]
-fn fill_l2(mapping: &Mapping, geometry: Geometry, first: u64, buf: &mut [u8]) {
+fn fill_l2(image: &FreshImage, first: u64, buf: &mut [u8]) {
+    let (mapping, geometry) = (&image.mapping, image.geometry());
     let at = mapping.runs.binary_search_by(|run| {
         if run.guest > first {
             Ordering::Greater
@@ -261,7 +263,13 @@ fn fill_l2(mapping: &Mapping, geometry: Geometry, first: u64, buf: &mut [u8]) {
         });
         return fill_entries(buf, words);
     }
-    let entry = |host| L2Entry::Standard(allocated(geometry, host)).encode(&geometry).descriptor;
+    // What nobody has encrypted reads as noise, so that space for it is only kept.
+    let encrypted = image.header.crypt_method != CryptMethod::None;
+    let entry = |host| {
+        let allocated = allocated(geometry, host);
+        let entry = if encrypted { L2Entry::Zero(Some(allocated)) } else { L2Entry::Standard(allocated) };
+        entry.encode(&geometry).descriptor
+    };
     fill_entries(buf, hosts.map(entry));
 }
 

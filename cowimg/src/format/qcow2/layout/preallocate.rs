@@ -81,6 +81,16 @@ impl Mapping {
         Ok((mapping, ByteRange::between(start, data_end)))
     }
 
+    /// Maps `clusters` guest clusters to the same places of an external data file.
+    pub(super) fn external(allocator: &mut Allocator, clusters: u64) -> Result<Mapping, LayoutError> {
+        let mut mapping = Mapping::default();
+        mapping.push(MappedRun { guest: 0, host: 0, count: clusters });
+        for first in (0..clusters).step_by(index(allocator.geometry().l2_entries())) {
+            mapping.require_table(allocator, first)?;
+        }
+        Ok(mapping)
+    }
+
     /// Maps as much of a guest range as has its host clusters in a row.
     fn map_contiguous(
         &mut self,

@@ -1,0 +1,93 @@
+//! Encryption of a new image: what is asked for, and the LUKS header that is written for it.
+
+use std::time::Duration;
+
+use super::data::Passphrase;
+use crate::codec::crypt::volume::{DEFAULT_ITERATION_TIME, Volume, VolumeOptions};
+use crate::codec::crypt::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator, Scheme};
+use crate::error::{Error, Result};
+use crate::format::luks::{KEY_SLOTS, LuksHeader, SECTOR_SIZE};
+use crate::format::qcow2::layout::FreshEncryption;
+use crate::qcow2::Qcow2;
+use crate::storage::{Storage, StorageExt};
+
+/// How the data of a new image is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// With a LUKS volume's header inside the image.
+    Luks(LuksOptions),
+    /// With the method that was there before: AES with a key of 128 bits, the first 16 bytes of the passphrase. It is
+    /// weak, and here for programs that know no other.
+    Aes(Passphrase),
+}
+
+/// How a LUKS volume is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LuksOptions {
+    /// What opens it, from its first key slot.
+    pub passphrase: Passphrase,
+    /// The cipher of the data; AES with 256 bits by default.
+    pub cipher: CipherAlgorithm,
+    /// Its mode; XTS by default.
+    pub mode: CipherMode,
+    /// Where initialisation vectors come from; the sector's number by default.
+    pub iv: IvGenerator,
+    /// The hash of [`IvGenerator::Essiv`], which is SHA-256 where none is named.
+    pub iv_hash: Option<HashAlgorithm>,
+    /// The hash of key derivation; SHA-256 by default.
+    pub hash: HashAlgorithm,
+    /// How long deriving a key from the passphrase is to take, on this machine; two seconds by default.
+    pub iteration_time: Duration,
+}
+
+impl LuksOptions {
+    /// The usual volume, which this passphrase opens.
+    pub fn new(passphrase: Passphrase) -> LuksOptions {
+        let VolumeOptions { scheme, hash, .. } = VolumeOptions::default();
+        LuksOptions {
+            passphrase,
+            cipher: scheme.cipher,
+            mode: scheme.mode,
+            iv: scheme.iv,
+            iv_hash: scheme.iv_hash,
+            hash,
+            iteration_time: DEFAULT_ITERATION_TIME,
+        }
+    }
+
+    fn volume(&self) -> VolumeOptions {
+        let essiv = self.iv == IvGenerator::Essiv;
+        let iv_hash = self.iv_hash.or(essiv.then_some(HashAlgorithm::Sha256));
+        let scheme = Scheme { cipher: self.cipher, mode: self.mode, iv: self.iv, iv_hash };
+        VolumeOptions { scheme, hash: self.hash, iteration_time: self.iteration_time }
+    }
+
+    /// Writes the LUKS header and the first slot's key material to the place that the image in `storage` has for them.
+    pub(super) fn write_header(&self, storage: &dyn Storage) -> Result<()> {
+        let Some((start, _)) = Qcow2::read_header(storage)?.crypto_header() else {
+            return Err(Error::invalid("the image has no place for a LUKS header"));
+        };
+        let (mut volume, key) = Volume::create(&self.volume())?;
+        let material = volume.fill_slot(0, &key, self.passphrase.bytes(), self.iteration_time)?;
+        let slot = u64::from(volume.header().slots[0].material) * SECTOR_SIZE;
+        let io = |error| Error::io("write the LUKS header", error);
+        storage.write_all_at(&material, start + slot).map_err(io)?;
+        storage.write_all_at(&volume.header().encode(), start).map_err(io)
+    }
+}
+
+impl Encryption {
+    /// What the layout of the image must know of it.
+    pub(super) fn fresh(wanted: Option<&Encryption>) -> Result<FreshEncryption> {
+        Ok(match wanted {
+            None => FreshEncryption::None,
+            Some(Encryption::Aes(_)) => FreshEncryption::Aes,
+            Some(Encryption::Luks(options)) => {
+                let scheme = options.volume().scheme;
+                scheme.validate()?;
+                let sectors = LuksHeader::fresh_place(scheme.key_len() as u32, KEY_SLOTS);
+                FreshEncryption::Luks { header_len: u64::from(sectors) * SECTOR_SIZE }
+            }
+        })
+    }
+}
