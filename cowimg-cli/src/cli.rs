@@ -8,7 +8,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
 use crate::commands::{
-    bitmap, check, commit, convert, create, discard, info, map, read, rebase, resize, snapshot, write, zero,
+    bench, bitmap, check, commit, compare, convert, create, dd, discard, info, map, measure, read, rebase,
+    resize, snapshot, write, zero,
 };
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -47,6 +48,10 @@ enum Command {
     Create(create::Args),
     Info(info::Args),
     Check(check::Args),
+    Compare(compare::Args),
+    Measure(measure::Args),
+    Dd(dd::Args),
+    Bench(bench::Args),
     Map(map::Args),
     Convert(convert::Args),
     Commit(commit::Args),
@@ -76,6 +81,10 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Create(args) => create::run(&args, console),
         Command::Info(args) => info::run(&args, console),
         Command::Check(args) => check::run(&args, console),
+        Command::Compare(args) => compare::run(&args, console),
+        Command::Measure(args) => measure::run(&args, console),
+        Command::Dd(args) => dd::run(&args, console),
+        Command::Bench(args) => bench::run(&args, console),
         Command::Map(args) => map::run(&args, console),
         Command::Convert(args) => convert::run(&args, console),
         Command::Commit(args) => commit::run(&args, console),

@@ -11,8 +11,18 @@ pub(crate) enum ExitCode {
     Corruptions = 2,
     /// `check` found wasted space and nothing worse.
     Leaks = 3,
+    /// `compare` could not read an image.
+    Unreadable = 4,
     /// `check` has nothing to look at in this format.
     CheckUnsupported = 63,
+}
+
+/// What `compare` means by numbers that `check` uses too.
+impl ExitCode {
+    /// An image could not be opened.
+    pub(crate) const NOT_OPENED: ExitCode = ExitCode::Corruptions;
+    /// Where an image has its data could not be found out.
+    pub(crate) const NOT_MAPPED: ExitCode = ExitCode::Leaks;
 }
 
 impl From<ExitCode> for std::process::ExitCode {

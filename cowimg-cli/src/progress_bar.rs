@@ -1,7 +1,7 @@
 //! How far a job is: a bar on a terminal, qemu-img's lines for `-p`, or nothing.
 
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use cowimg::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -15,6 +15,8 @@ pub(crate) enum Wanted {
     Bar,
     /// Lines on standard output (`-p`).
     Lines,
+    /// The same for `compare`, which adds up the shares of what it has compared, and ends the lines by itself.
+    Shares,
 }
 
 /// Shows a job's progress until it is dropped.
@@ -28,17 +30,44 @@ pub(crate) enum Display {
     Lines(Mutex<Lines>),
 }
 
-/// What has been printed.
+/// What has been printed, in per cent. Numbers are as wide as qemu-img's, and so are rounded alike.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    /// The last number, in hundredths of a per cent.
-    shown: u64,
+    now: f32,
+    shown: f32,
+    /// What must have been done since the last line before there is another one.
+    step: f32,
+    /// Bytes that had been done at the last call, where shares are added up.
+    adds_up: Option<u64>,
+    is_finished: bool,
 }
 
-/// Hundredths of a per cent in the whole.
-const WHOLE: u64 = 10_000;
-/// Hundredths of a per cent between two lines.
-const STEP: u64 = 100;
+impl Lines {
+    fn new(step: f32, adds_up: Option<u64>) -> Lines {
+        Lines { now: 0.0, shown: 0.0, step, adds_up, is_finished: false }
+    }
+
+    /// The line that is due after this much work, if one is.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a share of the work")]
+    fn advance(&mut self, done: u64, total: u64) -> Option<f32> {
+        let now = match (&mut self.adds_up, total) {
+            (_, 0) => 0.0,
+            (Some(before), _) => {
+                let share = done.saturating_sub(*before) as f32 / total as f32 * 100.0;
+                *before = done;
+                self.now + share
+            }
+            (None, _) => (100.0 * done as f64 / total as f64) as f32,
+        };
+        self.now = now.min(100.0);
+        let is_end = self.now <= 0.0 || self.now >= 100.0;
+        let is_due = is_end || self.now > self.shown + self.step || self.now < self.shown - self.step;
+        is_due.then(|| {
+            self.shown = self.now;
+            self.now
+        })
+    }
+}
 
 impl Display {
     /// Starts to show.
@@ -46,9 +75,10 @@ impl Display {
         match wanted {
             Wanted::Nothing => Display::Hidden,
             Wanted::Lines => {
-                print_percent(0);
-                Display::Lines(Mutex::new(Lines { shown: 0 }))
+                print_percent(0.0);
+                Display::Lines(Mutex::new(Lines::new(1.0, None)))
             }
+            Wanted::Shares => Display::Lines(Mutex::new(Lines::new(2.0, Some(0)))),
             Wanted::Bar => {
                 let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
                 let template = "{percent:>3}% [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
@@ -65,9 +95,10 @@ impl Display {
         match self {
             Display::Hidden => {}
             Display::Bar(bar) => bar.finish_and_clear(),
-            Display::Lines(_) => {
-                print_percent(WHOLE);
+            Display::Lines(lines) => {
+                print_percent(100.0);
                 let _ = io::stdout().write_all(b"\n");
+                lines.lock().unwrap_or_else(PoisonError::into_inner).is_finished = true;
             }
         }
     }
@@ -81,13 +112,18 @@ impl Progress for Display {
                 bar.set_length(total);
                 bar.set_position(done);
             }
+            // The job tells its beginning too; the line for that stands already, unless shares are added up.
             Display::Lines(lines) => {
-                let now = hundredths(done, total);
-                // Another thread is printing, and what it prints is as good.
-                let Ok(mut lines) = lines.try_lock() else { return };
-                if now >= lines.shown + STEP || (now == WHOLE && lines.shown < WHOLE) {
-                    lines.shown = now;
-                    print_percent(now);
+                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                if done == 0 && lines.adds_up.is_none() {
+                    return;
+                }
+                // The end is told by the last piece and again by the job; the second is `finish`'s.
+                if done == total && lines.adds_up.is_none() && lines.now >= 100.0 {
+                    return;
+                }
+                if let Some(percent) = lines.advance(done, total) {
+                    print_percent(percent);
                 }
             }
         }
@@ -96,25 +132,24 @@ impl Progress for Display {
 
 impl Drop for Display {
     fn drop(&mut self) {
-        // A bar that is still there belongs to a job that failed; the message comes in its place.
-        if let Display::Bar(bar) = self {
-            bar.finish_and_clear();
+        match self {
+            Display::Hidden => {}
+            // A bar that is still there belongs to a job that failed; the message comes in its place.
+            Display::Bar(bar) => bar.finish_and_clear(),
+            Display::Lines(lines) => {
+                let lines = lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+                if !lines.is_finished && lines.adds_up.is_none() {
+                    let _ = io::stdout().write_all(b"\n");
+                }
+            }
         }
     }
 }
 
-/// `done` of `total` in hundredths of a per cent; a job without work is done.
-fn hundredths(done: u64, total: u64) -> u64 {
-    match total {
-        0 => WHOLE,
-        _ => (u128::from(done.min(total)) * u128::from(WHOLE) / u128::from(total)) as u64,
-    }
-}
-
-fn print_percent(hundredths: u64) {
+fn print_percent(percent: f32) {
     let mut out = io::stdout();
     // Progress that nobody can see is no reason to stop the job.
-    let _ = write!(out, "    ({}.{:02}/100%)\r", hundredths / 100, hundredths % 100);
+    let _ = write!(out, "    ({percent:.2}/100%)\r");
     let _ = out.flush();
 }
 
@@ -124,11 +159,21 @@ mod tests {
 
     #[test]
     fn a_share_is_never_more_than_the_whole() {
-        assert_eq!(hundredths(0, 3), 0);
-        assert_eq!(hundredths(2, 3), 6666);
-        assert_eq!(hundredths(3, 3), WHOLE);
-        assert_eq!(hundredths(9, 3), WHOLE);
-        assert_eq!(hundredths(0, 0), WHOLE);
-        assert_eq!(hundredths(u64::MAX, u64::MAX), WHOLE);
+        let mut lines = Lines::new(1.0, None);
+        assert_eq!(lines.advance(1, 300), None);
+        assert_eq!(lines.advance(2, 3).map(|percent| format!("{percent:.2}")).as_deref(), Some("66.67"));
+        assert_eq!(lines.advance(9, 3), Some(100.0));
+        assert_eq!(lines.advance(u64::MAX, u64::MAX), Some(100.0));
+    }
+
+    /// What qemu-img 10.0 printed while it compared 16 MiB.
+    #[test]
+    fn shares_add_up() {
+        let mut lines = Lines::new(2.0, Some(0));
+        let told = [0, 2, 4, 6, 8, 10, 12, 14, 15, 16].map(|mebibytes| lines.advance(mebibytes, 16));
+        let shown: Vec<String> = told.iter().flatten().map(|percent| format!("{percent:.2}")).collect();
+        let expected =
+            ["0.00", "12.50", "25.00", "37.50", "50.00", "62.50", "75.00", "87.50", "93.75", "100.00"];
+        assert_eq!(shown, expected);
     }
 }

@@ -33,6 +33,7 @@ pub(crate) struct ImageForm {
 
 /// An image that exists.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact that a description states or not")]
 pub(crate) struct ImageName {
     /// Its file.
     pub(crate) path: PathBuf,

@@ -19,6 +19,7 @@ pub(crate) mod image;
 pub(crate) mod image_name;
 pub(crate) mod key_values;
 pub(crate) mod object;
+pub(crate) mod opening;
 pub(crate) mod option_tree;
 pub(crate) mod size;
 pub(crate) mod snapshot;

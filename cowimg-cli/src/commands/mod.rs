@@ -9,14 +9,18 @@ use cowimg::{Access, ByteRange, Format, Image, Layer, OpenOptions};
 
 use crate::failure::{Failure, warn_probed_raw};
 
+pub(crate) mod bench;
 pub(crate) mod bitmap;
 pub(crate) mod check;
 pub(crate) mod commit;
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod dd;
 pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod map;
+pub(crate) mod measure;
 pub(crate) mod read;
 pub(crate) mod rebase;
 pub(crate) mod resize;

@@ -7,12 +7,14 @@ use std::path::Path;
 
 pub(crate) mod bitmaps;
 pub(crate) mod check;
+pub(crate) mod compare;
 pub(crate) mod create;
 pub(crate) mod hex;
 pub(crate) mod human_size;
 pub(crate) mod info;
 pub(crate) mod json;
 pub(crate) mod map;
+pub(crate) mod measure;
 pub(crate) mod snapshots;
 
 /// A path as the bytes that it is: reports repeat names as they were given, whatever their encoding.

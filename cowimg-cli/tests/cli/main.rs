@@ -10,6 +10,7 @@ mod chain_jobs;
 mod check;
 mod command_line;
 mod convert;
+mod copy_commands;
 mod create;
 mod info;
 mod locks;

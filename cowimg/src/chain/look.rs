@@ -1,8 +1,8 @@
 //! What one look at a disk tells, in the portions in which QEMU's tools look.
 //!
 //! `compare` in strict mode says where two images look different, and `-p` prints a line per portion: both depend on how
-//! far one look goes. A look at a qcow2 layer ends with the 4 KiB of the L2 table that hold the entry, mapped or not,
-//! and a look through several layers ends where the look at any of them does.
+//! far one look goes. A look at a qcow2 layer ends with what one L2 table maps, whether there is a table or not, and
+//! is at most 2^31 - 1 bytes long; a look through several layers ends where that at any of them does.
 
 use super::image::{Image, Layer};
 use super::walk::Kind;
@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::range::ByteRange;
 
-/// Bytes of an L2 table that one look takes in.
-const SLICE_BYTES: u64 = 4096;
+/// The most guest bytes of a qcow2 layer that one look takes in.
+const LONGEST: u64 = i32::MAX as u64;
 
 /// What a look told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,31 +51,41 @@ impl Look {
 impl Image {
     /// The look at `offset`, which lies within the disk, at most `max_len` (above 0) long.
     pub(crate) fn look_at(&self, offset: u64, max_len: u64) -> Result<Look> {
-        let extent = self.extent_at(offset, max_len)?;
+        let first = self.extent_at(offset, max_len)?;
+        // All layers down to the one that answers have been asked.
+        let asked = self.layers().iter().take(first.depth + 1);
+        let ends = asked.filter_map(table_coverage).map(|coverage| {
+            let of_table = offset / coverage * coverage + coverage;
+            of_table.min(offset + LONGEST)
+        });
+        let end = ends.min().unwrap_or(u64::MAX).min(offset.saturating_add(max_len)).min(self.size());
+        let extent = self.extended(first.clipped_to(ByteRange::between(offset, end)), end)?;
         let silent = extent.kind == ExtentKind::Unallocated;
         let below = self.layers().get(extent.depth + 1);
-        // All layers down to the one that answers have been asked.
-        let asked = self.layers().iter().take(extent.depth + 1);
-        let end =
-            asked.filter_map(slice_coverage).map(|coverage| offset / coverage * coverage + coverage).min();
-        let window = ByteRange::between(offset, end.unwrap_or(u64::MAX));
-        let extent = extent.clipped_to(window);
         let is_allocated = !silent || below.is_some();
         let lowest_size = self.layers().get(extent.depth).and_then(qcow2_size);
         let ends_lowest = !is_allocated && lowest_size == Some(extent.range.end());
         Ok(Look { extent, is_allocated, ends_lowest })
     }
+
+    /// An extent with those that go on where it ends, up to `end`. Compressed clusters are looked at one by one.
+    fn extended(&self, mut extent: Extent, end: u64) -> Result<Extent> {
+        while extent.kind != ExtentKind::Compressed && extent.range.end() < end {
+            let next = self.extent_at(extent.range.end(), end - extent.range.end())?;
+            match extent.merged_with(&next) {
+                Some(merged) => extent = merged,
+                None => break,
+            }
+        }
+        Ok(extent)
+    }
 }
 
-/// Guest bytes that one slice of a layer's L2 table maps; none for a raw layer.
-fn slice_coverage(layer: &Layer) -> Option<u64> {
+/// Guest bytes that an L2 table of the layer maps; none for a raw layer.
+fn table_coverage(layer: &Layer) -> Option<u64> {
     match layer.kind() {
         Kind::Raw => None,
-        Kind::Qcow2(header) => {
-            let geometry = header.geometry();
-            let slices = geometry.cluster_size() / geometry.cluster_size().min(SLICE_BYTES);
-            Some(geometry.l2_coverage() / slices)
-        }
+        Kind::Qcow2(header) => Some(header.geometry().l2_coverage()),
     }
 }
 
