@@ -14,7 +14,7 @@ use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::probe::Format;
-use crate::format::qcow2::{CompressionType, Header, Snapshot};
+use crate::format::qcow2::{CompressionType, Header, Incompatible, Snapshot};
 use crate::qcow2::check::{CheckReport, check_storage};
 use crate::qcow2::{NewSnapshot, Qcow2, Qcow2Options, SnapshotSelector};
 use crate::range::ByteRange;
@@ -99,6 +99,14 @@ impl Layer {
     /// The file's bytes.
     pub(crate) fn storage(&self) -> &dyn Storage {
         &*self.found.storage
+    }
+
+    /// The file's bytes, if guest data is among them and not in a data file of its own.
+    pub(crate) fn guest_storage(&self) -> Option<&dyn Storage> {
+        match &self.found.kind {
+            Kind::Qcow2(header) if header.incompatible.contains(Incompatible::DATA_FILE) => None,
+            _ => Some(self.storage()),
+        }
     }
 
     /// What the file is, with its header.

@@ -115,8 +115,9 @@ impl<'a> Run<'a> {
             let mut tell = |done| self.control.report(done, total);
             let piece = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).next(&mut tell)?;
             let Some(piece) = piece else { return Ok(()) };
-            let by_host =
-                self.options.copying == Copying::Host && self.packing.is_none() && piece.place.is_some();
+            let by_host = self.options.copying == Copying::Host
+                && self.packing.is_none()
+                && piece.place.is_some_and(|place| self.source.storage(place).is_some());
             let read_here = piece.action == Action::Copy && !by_host;
             buf.resize(if read_here { piece.range.len() as usize } else { 0 }, 0);
             report.unreadable_bytes += self.source.read_at(&mut buf, piece.range.start())?;

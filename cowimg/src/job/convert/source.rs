@@ -83,8 +83,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The storage that a place is in.
+    /// The storage that a place is in, where the layer keeps guest data in its own file.
     pub(super) fn storage(&self, place: Place) -> Option<&'a dyn Storage> {
-        Some(self.parts.get(place.part)?.image.layers().get(place.depth)?.storage())
+        self.parts.get(place.part)?.image.layers().get(place.depth)?.guest_storage()
     }
 }
