@@ -8,12 +8,12 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
 use crate::commands::{
-    bench, bitmap, check, commit, compare, convert, create, dd, discard, info, map, measure, read, rebase,
-    resize, snapshot, write, zero,
+    bench, bitmap, check, commit, compare, completions, convert, create, dd, discard, info, man, map,
+    measure, read, rebase, resize, snapshot, write, zero,
 };
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::Failure;
+use crate::failure::{Failure, warn};
 use crate::manner::Manner;
 
 /// The help heading of options that qemu-img does not have; called as qemu-img, the program does not know them.
@@ -38,6 +38,10 @@ const QEMU_IMG: &str = "10.0.2";
     max_term_width = 100
 )]
 struct CommandLine {
+    /// Accepted for scripts: there is nothing here that could be traced
+    #[arg(short = 'T', long, value_name = "SPEC")]
+    trace: Option<String>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -62,20 +66,25 @@ enum Command {
     Write(write::Args),
     Zero(zero::Args),
     Discard(discard::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// The commands that qemu-img does not have.
-const OUR_COMMANDS: [&str; 4] = ["read", "write", "zero", "discard"];
+const OUR_COMMANDS: [&str; 6] = ["read", "write", "zero", "discard", "completions", "man"];
 
 /// Parses a command line, the program's name first, and runs the command.
 pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
     let parsed = grammar(console.manner)
         .try_get_matches_from(mark_negative_sizes(arguments))
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
-    let command = match parsed {
-        Ok(line) => line.command,
+    let CommandLine { trace, command } = match parsed {
+        Ok(line) => line,
         Err(error) => return explain(&error, arguments, console),
     };
+    if let Some(trace) = trace {
+        warn(&format!("-T {trace} has no effect: there is nothing here that could be traced"));
+    }
     match command {
         Command::Bitmap(args) => bitmap::run(&args, console),
         Command::Create(args) => create::run(&args, console),
@@ -95,6 +104,8 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Write(args) => write::run(&args, console),
         Command::Zero(args) => zero::run(&args, console),
         Command::Discard(args) => discard::run(&args, console),
+        Command::Completions(args) => completions::run(&args, CommandLine::command(), console),
+        Command::Man(args) => man::run(&args, CommandLine::command(), console),
     }
 }
 
@@ -113,16 +124,21 @@ fn grammar(manner: Manner) -> clap::Command {
                 // A name that nobody can type: clap has no way to take a command out.
                 return command.name(format!("\0{name}")).hide(true);
             }
-            command.mut_args(|argument| match argument.get_help_heading() {
-                Some(OURS) => {
-                    let long = format!("\0{}", argument.get_id());
-                    argument.long(long).short(None).hide(true)
-                }
-                _ => argument,
-            })
+            command.mut_args(strict_argument)
         });
     }
     strict
+}
+
+/// An option as the strict manner has it.
+fn strict_argument(argument: clap::Arg) -> clap::Arg {
+    if argument.get_help_heading() == Some(OURS) {
+        let long = format!("\0{}", argument.get_id());
+        return argument.long(long).short(None).hide(true);
+    }
+    // Whatever follows an option that takes a value is the value, as getopt has it.
+    let takes_value = argument.get_action().takes_values() && !argument.is_positional();
+    if takes_value { argument.allow_hyphen_values(true) } else { argument }
 }
 
 /// Help and version go to the report; everything else is a failure, with the command to ask for more.

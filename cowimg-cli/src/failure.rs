@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use cowimg::error::{Error, ErrorKind, LockConflict};
 
 use crate::args::key_values::KeyValuesError;
+use crate::colour::{Meaning, painted};
 use crate::exit_code::ExitCode;
 use crate::manner::program;
 
@@ -87,7 +88,8 @@ impl Failure {
     }
 
     fn print(&self) {
-        let _ = writeln!(io::stderr(), "{}: {self}", program());
+        let prefix = painted(&format!("{}:", program()), Meaning::Failure);
+        let _ = writeln!(io::stderr(), "{prefix} {self}");
     }
 }
 
@@ -121,13 +123,14 @@ impl From<Error> for Failure {
 
 /// The failure that follows from moved files more often than any other.
 fn backing_not_found(image: Option<&Path>, name: &str, looked: Option<&Path>) -> Failure {
-    let image = image.map_or(String::new(), |image| format!("{}: ", image.display()));
-    let failure = Failure::new(format!("{image}backing file not found: {name}"));
+    let shown = image.map_or(String::new(), |image| format!("{}: ", image.display()));
+    let failure = Failure::new(format!("{shown}backing file not found: {name}"));
     let Some(looked) = looked else { return failure };
+    let image = image.unwrap_or(Path::new("IMAGE")).display();
     failure.hint(format!(
-        "Looked for {}, because a relative name starts at the image's own folder. If the file has moved, move it back \
-         or make a link there",
-        absolute(looked).display()
+        "Looked for {}. If you moved it, write its new name to the image: {} rebase -u -b NEW -F FORMAT {image}",
+        absolute(looked).display(),
+        program()
     ))
 }
 
@@ -215,7 +218,8 @@ pub(crate) fn os_message(error: &io::Error) -> String {
 
 /// Says something on standard error that does not stop the command.
 pub(crate) fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "{}: warning: {message}", program());
+    let prefix = painted(&format!("{}: warning:", program()), Meaning::Warning);
+    let _ = writeln!(io::stderr(), "{prefix} {message}");
 }
 
 /// Says on standard error what was done without being asked for in words.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 mod args;
 mod cli;
+mod colour;
 mod commands;
 mod console;
 mod exit_code;

@@ -43,9 +43,14 @@ impl Manner {
     }
 }
 
+/// The manner of this process.
+pub(crate) fn manner() -> Manner {
+    MANNER.get().copied().unwrap_or(Manner::Cowimg)
+}
+
 /// What this process calls itself.
 pub(crate) fn program() -> &'static str {
-    MANNER.get().copied().unwrap_or(Manner::Cowimg).program()
+    manner().program()
 }
 
 #[cfg(test)]

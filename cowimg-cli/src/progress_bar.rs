@@ -1,10 +1,15 @@
 //! How far a job is: a bar on a terminal, qemu-img's lines for `-p`, or nothing.
 
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cowimg::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::SIGUSR1;
+use signal_hook::flag;
+
+use crate::failure::note_plain;
 
 /// What the user wants to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +24,16 @@ pub(crate) enum Wanted {
     Shares,
 }
 
-/// Shows a job's progress until it is dropped.
+/// Shows a job's progress until it is dropped; a SIGUSR1 has it told on standard error, whatever is shown else.
 #[derive(Debug)]
-pub(crate) enum Display {
+pub(crate) struct Display {
+    shown: Shown,
+    /// Up when somebody has asked how far the job is.
+    asked: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum Shown {
     /// Shows nothing.
     Hidden,
     /// A bar with rate and time left.
@@ -32,7 +44,7 @@ pub(crate) enum Display {
 
 /// What has been printed, in per cent. Numbers are as wide as qemu-img's, and so are rounded alike.
 #[derive(Debug)]
-pub(crate) struct Lines {
+struct Lines {
     now: f32,
     shown: f32,
     /// What must have been done since the last line before there is another one.
@@ -69,33 +81,47 @@ impl Lines {
     }
 }
 
-impl Display {
-    /// Starts to show.
-    pub(crate) fn start(wanted: Wanted) -> Display {
+impl Shown {
+    fn start(wanted: Wanted) -> Shown {
         match wanted {
-            Wanted::Nothing => Display::Hidden,
+            Wanted::Nothing => Shown::Hidden,
             Wanted::Lines => {
                 print_percent(0.0);
-                Display::Lines(Mutex::new(Lines::new(1.0, None)))
+                Shown::Lines(Mutex::new(Lines::new(1.0, None)))
             }
-            Wanted::Shares => Display::Lines(Mutex::new(Lines::new(2.0, Some(0)))),
+            Wanted::Shares => Shown::Lines(Mutex::new(Lines::new(2.0, Some(0)))),
             Wanted::Bar => {
                 let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
                 let template = "{percent:>3}% [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
                 if let Ok(style) = ProgressStyle::with_template(template) {
                     bar.set_style(style.progress_chars("=> "));
                 }
-                Display::Bar(bar)
+                Shown::Bar(bar)
             }
         }
+    }
+}
+
+impl Display {
+    /// Starts to show.
+    pub(crate) fn start(wanted: Wanted) -> Display {
+        let asked = Arc::new(AtomicBool::new(false));
+        // Without it the question ends the job, as it does in programs that do not know it.
+        let _unanswered = flag::register(SIGUSR1, Arc::clone(&asked));
+        Display { shown: Shown::start(wanted), asked }
+    }
+
+    /// Whether lines are printed on standard output.
+    pub(crate) fn prints_lines(&self) -> bool {
+        matches!(self.shown, Shown::Lines(_))
     }
 
     /// Ends the display of a job that is done.
     pub(crate) fn finish(&self) {
-        match self {
-            Display::Hidden => {}
-            Display::Bar(bar) => bar.finish_and_clear(),
-            Display::Lines(lines) => {
+        match &self.shown {
+            Shown::Hidden => {}
+            Shown::Bar(bar) => bar.finish_and_clear(),
+            Shown::Lines(lines) => {
                 print_percent(100.0);
                 let _ = io::stdout().write_all(b"\n");
                 lines.lock().unwrap_or_else(PoisonError::into_inner).is_finished = true;
@@ -104,16 +130,32 @@ impl Display {
     }
 }
 
+impl Display {
+    /// Tells somebody who has asked.
+    #[allow(clippy::cast_precision_loss, reason = "two decimals are printed")]
+    fn answer(&self, done: u64, total: u64) {
+        let percent = if total == 0 { 100.0 } else { (done as f64 * 100.0 / total as f64).min(100.0) };
+        let line = format!("    ({percent:.2}/100%)");
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| note_plain(&line)),
+            Shown::Hidden | Shown::Lines(_) => note_plain(&line),
+        }
+    }
+}
+
 impl Progress for Display {
     fn advanced(&self, done: u64, total: u64) {
-        match self {
-            Display::Hidden => {}
-            Display::Bar(bar) => {
+        if self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::Relaxed) {
+            self.answer(done, total);
+        }
+        match &self.shown {
+            Shown::Hidden => {}
+            Shown::Bar(bar) => {
                 bar.set_length(total);
                 bar.set_position(done);
             }
             // The job tells its beginning too; the line for that stands already, unless shares are added up.
-            Display::Lines(lines) => {
+            Shown::Lines(lines) => {
                 let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
                 if done == 0 && lines.adds_up.is_none() {
                     return;
@@ -132,11 +174,11 @@ impl Progress for Display {
 
 impl Drop for Display {
     fn drop(&mut self) {
-        match self {
-            Display::Hidden => {}
+        match &mut self.shown {
+            Shown::Hidden => {}
             // A bar that is still there belongs to a job that failed; the message comes in its place.
-            Display::Bar(bar) => bar.finish_and_clear(),
-            Display::Lines(lines) => {
+            Shown::Bar(bar) => bar.finish_and_clear(),
+            Shown::Lines(lines) => {
                 let lines = lines.get_mut().unwrap_or_else(PoisonError::into_inner);
                 if !lines.is_finished && lines.adds_up.is_none() {
                     let _ = io::stdout().write_all(b"\n");

@@ -110,28 +110,47 @@ pub(crate) struct FormatOptions {
     pub(crate) lazy_refcounts_word: Option<String>,
     /// The word that `preallocation` was given with.
     pub(crate) preallocation_word: Option<String>,
+    /// The word that `compression_type` was given with.
+    pub(crate) compression_word: Option<String>,
 }
 
 impl FormatOptions {
     /// Checks the options for an image of `format`.
     pub(crate) fn new(format: Format, given: &KeyValues) -> Result<FormatOptions, Failure> {
+        match FormatOptions::parse(format, given)? {
+            (options, None) => Ok(options),
+            (_, Some(objection)) => Err(objection),
+        }
+    }
+
+    /// The options for an image of `format`, and what stands against making an image with them. Fails for what is no
+    /// option, or no value of the option's kind: the rest is known only when the image is about to be made, and qemu-img
+    /// announces the image before that.
+    pub(crate) fn parse(
+        format: Format,
+        given: &KeyValues,
+    ) -> Result<(FormatOptions, Option<Failure>), Failure> {
         for (key, value) in given.iter() {
             check_key(format, key, value)?;
         }
         let owned = |key: &str| given.get(key).map(str::to_owned);
         let backing_format = given.get("backing_fmt").map(parse_format).transpose();
+        let mut objection = None;
         let options = FormatOptions {
             size: parse_size_option(given, "size")?,
             backing_file: owned("backing_file"),
             backing_format: backing_format.map_err(|why| Failure::usage(format!("backing_fmt: {why}")))?,
-            qcow2: qcow2_options(given)?,
-            preallocation: preallocation(given)?,
+            qcow2: qcow2_options(given, &mut objection)?,
+            preallocation: object(preallocation(given), &mut objection),
             compat_word: owned("compat"),
             lazy_refcounts_word: owned("lazy_refcounts"),
             preallocation_word: owned("preallocation"),
+            compression_word: owned("compression_type"),
         };
-        options.check_together()?;
-        Ok(options)
+        if objection.is_none() {
+            objection = options.check_together().err();
+        }
+        Ok((options, objection))
     }
 
     /// Options that are fine alone and not beside each other.
@@ -177,35 +196,51 @@ fn check_key(format: Format, key: &str, value: &str) -> Result<(), Failure> {
     })
 }
 
+/// A value, or the default and one more objection.
+fn object<T: Default>(value: Result<T, Failure>, objection: &mut Option<Failure>) -> T {
+    value.unwrap_or_else(|failure| {
+        objection.get_or_insert(failure);
+        T::default()
+    })
+}
+
 /// The part of the options that goes into the library's structure.
-fn qcow2_options(given: &KeyValues) -> Result<Qcow2CreateOptions, Failure> {
+fn qcow2_options(given: &KeyValues, objection: &mut Option<Failure>) -> Result<Qcow2CreateOptions, Failure> {
     let mut options = Qcow2CreateOptions::default();
     if let Some(cluster_size) = parse_size_option(given, "cluster_size")? {
         if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {
-            return Err(Failure::usage(format!(
+            objection.get_or_insert(Failure::usage(format!(
                 "cluster_size is {cluster_size} bytes; it must be a power of two from 512 bytes to 2 MiB"
             )));
         }
         options.cluster_size = cluster_size;
     }
     if let Some(word) = given.get("compat") {
-        options.version = match word {
-            "1.1" | "v3" => Version::V3,
-            "0.10" | "v2" => Version::V2,
-            _ => return Err(not_a_choice("compat", word, "1.1 (or v3), 0.10 (or v2)")),
+        let version = match word {
+            "1.1" | "v3" => Ok(Version::V3),
+            "0.10" | "v2" => Ok(Version::V2),
+            _ => Err(not_a_choice("compat", word, "1.1 (or v3), 0.10 (or v2)")),
         };
+        options.version = version.unwrap_or_else(|failure| {
+            objection.get_or_insert(failure);
+            Version::V3
+        });
     }
     if let Some(word) = given.get("refcount_bits") {
-        options.refcount_bits = match word.parse() {
-            Ok(bits) if matches!(bits, 1 | 2 | 4 | 8 | 16 | 32 | 64) => bits,
-            _ => return Err(not_a_choice("refcount_bits", word, "1, 2, 4, 8, 16, 32 or 64")),
-        };
+        let refusal = || not_a_choice("refcount_bits", word, "1, 2, 4, 8, 16, 32 or 64");
+        options.refcount_bits = word.parse().map_err(|_| refusal())?;
+        if !matches!(options.refcount_bits, 1 | 2 | 4 | 8 | 16 | 32 | 64) {
+            objection.get_or_insert(refusal());
+        }
     }
     if let Some(word) = given.get("compression_type") {
         options.compression = match word {
             "zlib" => CompressionType::Deflate,
             "zstd" => CompressionType::Zstd,
-            _ => return Err(not_a_choice("compression_type", word, "zlib or zstd")),
+            _ => {
+                objection.get_or_insert(not_a_choice("compression_type", word, "zlib or zstd"));
+                CompressionType::Deflate
+            }
         };
     }
     if parse_switch(given, "lazy_refcounts")? {

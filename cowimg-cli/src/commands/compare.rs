@@ -131,7 +131,7 @@ struct Shown {
 impl Shown {
     /// Whether the warning has been given between lines.
     fn has_warned(&self) -> bool {
-        matches!(self.display, Display::Lines(_)) && self.is_told.load(Ordering::Relaxed)
+        self.display.prints_lines() && self.is_told.load(Ordering::Relaxed)
     }
 }
 

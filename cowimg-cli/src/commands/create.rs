@@ -2,24 +2,28 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use cowimg::progress::Control;
 use cowimg::{
-    BackingOptions, CreateOptions, CreateReport, Format, Preallocation, Qcow2CreateOptions, StagedImage,
-    Verification,
+    BackingOptions, CreateOptions, CreateReport, ErrorKind, Format, Preallocation, Qcow2CreateOptions,
+    StagedImage, Verification,
 };
 
 use crate::args::format_options::{FormatOptions, options_of};
 use crate::args::image::{format_by_name, parse_format};
 use crate::args::key_values::KeyValues;
+use crate::args::object::Objects;
 use crate::args::path_parser;
 use crate::args::size::parse_size;
 use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note};
+use crate::failure::{Failure, note, os_message};
+use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output;
+use crate::progress_bar::{Display, Wanted};
 
 /// Create an image
 ///
@@ -51,6 +55,9 @@ pub(crate) struct Args {
     #[arg(short = 'q', long)]
     quiet: bool,
 
+    #[command(flatten)]
+    objects: Objects,
+
     /// Replace FILE if it exists
     #[arg(long, help_heading = OURS)]
     force: bool,
@@ -78,14 +85,27 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
             Failure::usage("which file is to be created?").hint("Try 'cowimg create --help' for more info")
         );
     };
-    let options = FormatOptions::new(format, &given)?;
+    args.objects.secrets()?;
+    let strict = out.manner.is_strict();
+    let (options, mut objection) = FormatOptions::parse(format, &given)?;
     let size = size_of(args, &options)?;
-    let backing = backing_of(args, &options, format)?;
+    let backing = match backing_of(args, &options, (format, out.manner))? {
+        Backing::None => None,
+        Backing::Stated(backing) => Some(backing),
+        Backing::FormatAlone => {
+            let what = "a backing format is given and no backing file";
+            objection.get_or_insert(Failure::usage(what).hint("Name it with -b"));
+            None
+        }
+    };
+    if let Some(objection) = objection.take_if(|_| !strict) {
+        return Err(objection);
+    }
     if size.is_none() && (backing.is_none() || args.backing_unsafe) {
         return Err(Failure::usage(format!("{}: how large is it to be?", file.display()))
             .hint(format!("Give a size: cowimg create {} 10G", file.display())));
     }
-    if out.manner.is_strict() && backing.as_ref().is_some_and(|backing| backing.format.is_none()) {
+    if strict && backing.as_ref().is_some_and(|backing| backing.format.is_none()) {
         return Err(Failure::usage("the backing file's format must be given too").hint("Name it with -F"));
     }
     let wanted = CreateOptions {
@@ -103,16 +123,42 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         ..wanted.clone()
     };
     let report = cowimg::plan(file, &simple)?.report().clone();
-    if out.manner.is_strict() {
+    if strict {
         announce(args, &wanted, (&options, &report), out)?;
         out.flush_now()?;
     }
-    let plan = cowimg::plan(file, &wanted)?;
-    StagedImage::write(file, wanted.overwrite, &plan)?.publish()?;
-    if !out.manner.is_strict() {
+    if let Some(objection) = objection {
+        return Err(objection);
+    }
+    write_image(file, &wanted)?;
+    if !strict {
         announce(args, &wanted, (&options, &report), out)?;
     }
     Ok(ExitCode::Success)
+}
+
+/// Makes the image. One that is stopped leaves nothing behind, unless it was to be written over what was there.
+fn write_image(file: &Path, wanted: &CreateOptions) -> Result<(), Failure> {
+    let plan = cowimg::plan(file, wanted)?;
+    let takes_time = matches!(wanted.preallocation, Preallocation::Falloc | Preallocation::Full);
+    if !takes_time {
+        return Ok(StagedImage::write(file, wanted.overwrite, &plan)?.publish()?);
+    }
+    let interrupt = Interrupt::listen()
+        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let display = Display::start(Wanted::Bar);
+    let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
+    let staged =
+        StagedImage::write_with(file, wanted.overwrite, &plan, &control).map_err(|error| {
+            match (error.kind(), interrupt.signal()) {
+                (ErrorKind::Cancelled, Some(signal)) => {
+                    Failure::stopped(signal, format!("stopped; {} was not made", file.display()))
+                }
+                _ => error.into(),
+            }
+        })?;
+    display.finish();
+    Ok(staged.publish()?)
 }
 
 /// Says what is, or was, made.
@@ -132,7 +178,9 @@ fn announce(
     });
     let size = wanted.size.unwrap_or(report.size);
     let format = wanted.format;
-    let created = output::create::Created { path: file, format, size, backing: recorded, options };
+    let backing_format = args.backing_format.or(options.backing_format);
+    let created =
+        output::create::Created { path: file, format, size, backing: recorded, backing_format, options };
     Ok(output::create::human(&created, out)?)
 }
 
@@ -157,25 +205,32 @@ fn size_of(args: &Args, options: &FormatOptions) -> Result<Option<u64>, Failure>
     }
 }
 
-/// The backing file, from either of its places.
+/// What is said of the backing file.
+enum Backing {
+    None,
+    Stated(BackingOptions),
+    /// Its format, and not its name.
+    FormatAlone,
+}
+
+/// The backing file, from either of its places; in the strict manner -b counts more than -o.
 fn backing_of(
     args: &Args,
     options: &FormatOptions,
-    format: Format,
-) -> Result<Option<BackingOptions>, Failure> {
+    (format, manner): (Format, Manner),
+) -> Result<Backing, Failure> {
     let backing_format = args.backing_format.or(options.backing_format);
     let name = match (&args.backing, &options.backing_file) {
-        (Some(_), Some(_)) => {
+        (Some(_), Some(_)) if !manner.is_strict() => {
             return Err(Failure::usage("the backing file is given twice: with -b and as -o backing_file="));
         }
-        (Some(name), None) => name.clone(),
+        (Some(name), _) => name.clone(),
         (None, Some(name)) => name.into(),
-        (None, None) if backing_format.is_some() => {
-            return Err(
-                Failure::usage("a backing format is given and no backing file").hint("Name it with -b")
-            );
+        (None, None) if backing_format.is_some() && format == Format::Qcow2 => {
+            return Ok(Backing::FormatAlone);
         }
-        (None, None) => return Ok(None),
+        (None, None) if backing_format.is_none() => return Ok(Backing::None),
+        (None, None) => OsString::new(),
     };
     if format != Format::Qcow2 {
         return Err(Failure::usage(format!("a {format} image cannot have a backing file"))
@@ -186,5 +241,5 @@ fn backing_of(
             .hint("Add -F raw or -F qcow2"));
     }
     let verification = if args.backing_unsafe { Verification::Trust } else { Verification::Verify };
-    Ok(Some(BackingOptions { name, format: backing_format, verification }))
+    Ok(Backing::Stated(BackingOptions { name, format: backing_format, verification }))
 }

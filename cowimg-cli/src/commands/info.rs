@@ -1,6 +1,7 @@
 //! `cowimg info`
 
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use cowimg::ImageInfo;
 
@@ -38,6 +39,9 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     } else {
         vec![cowimg::inspect(&image.path, &image.options)?]
     };
+    if out.manner.is_strict() {
+        infos.iter().try_for_each(refuse_unknown)?;
+    }
     let title = |info: &ImageInfo| info.path.as_deref().map_or(Vec::new(), |path| path_bytes(path).to_vec());
     let mut layers: Vec<_> = infos.into_iter().map(|info| Titled { title: title(&info), info }).collect();
     if let Some(top) = layers.first_mut() {
@@ -53,4 +57,14 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::Success)
+}
+
+/// Refuses an image with features that nobody knows: qemu-img shows nothing of those.
+fn refuse_unknown(info: &ImageInfo) -> Result<(), Failure> {
+    let unknown = info.qcow2.as_ref().map_or(&[][..], |qcow2| &qcow2.unknown_features);
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let name = info.path.as_deref().unwrap_or(Path::new("")).display();
+    Err(Failure::new(format!("{name}: the image has features that are not known: {}", unknown.join(", "))))
 }

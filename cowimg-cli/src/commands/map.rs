@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use cowimg::{ByteRange, ExtentKind, Image};
+use cowimg::{ByteRange, Extent, ExtentKind, Image, Layer};
 
 use crate::args::size::parse_size;
 use crate::args::{Report, ReportFormat, Source};
@@ -21,11 +21,11 @@ pub(crate) struct Args {
     source: Source,
 
     /// Start at this offset of the disk
-    #[arg(long, value_name = "OFFSET", value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    #[arg(short = 's', long, value_name = "OFFSET", value_parser = parse_size, default_value = "0", hide_default_value = true)]
     start_offset: u64,
 
     /// Look at no more than this many bytes of the disk
-    #[arg(long, value_name = "LENGTH", value_parser = parse_size)]
+    #[arg(short = 'l', long, value_name = "LENGTH", value_parser = parse_size)]
     max_length: Option<u64>,
 
     #[command(flatten)]
@@ -50,7 +50,7 @@ fn human(image: &Image, range: ByteRange, out: &mut dyn Write) -> Result<(), Fai
     let files: Vec<&[u8]> = names.collect();
     let table = HumanMap::start(&files, out)?;
     for extent in image.extents(range) {
-        let extent = extent?;
+        let extent = in_file(image, extent?);
         if extent.kind == ExtentKind::Compressed {
             return Err(Failure::new(format!(
                 "the disk has compressed clusters (the first at offset {}), which are stored in no form that the \
@@ -67,8 +67,14 @@ fn human(image: &Image, range: ByteRange, out: &mut dyn Write) -> Result<(), Fai
 fn json(image: &Image, range: ByteRange, out: &mut dyn Write) -> Result<(), Failure> {
     let mut rows = JsonMap::default();
     for extent in image.extents(range) {
-        rows.row(&extent?, out)?;
+        rows.row(&in_file(image, extent?), out)?;
     }
     rows.end(range.start(), out)?;
     Ok(())
+}
+
+/// The extent with its place counted from the start of the file, where the image is a part of one.
+fn in_file(image: &Image, extent: Extent) -> Extent {
+    let start = image.layers().get(extent.depth).map_or(0, Layer::start);
+    Extent { host: extent.host.map(|host| host + start), ..extent }
 }

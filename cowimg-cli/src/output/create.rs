@@ -19,6 +19,8 @@ pub(crate) struct Created<'a> {
     pub(crate) size: u64,
     /// Its backing file's name, as stored, and format.
     pub(crate) backing: Option<(&'a [u8], Format)>,
+    /// The format of a backing file whose name is not known.
+    pub(crate) backing_format: Option<Format>,
     /// The other options.
     pub(crate) options: &'a FormatOptions,
 }
@@ -41,7 +43,8 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
     if let Some(word) = &options.preallocation_word {
         write!(out, " preallocation={word}")?;
     }
-    write!(out, " compression_type={} size={size}", options.qcow2.compression.as_str())?;
+    let compression = options.compression_word.as_deref().unwrap_or(options.qcow2.compression.as_str());
+    write!(out, " compression_type={compression} size={size}")?;
     if let Some(word) = &options.compat_word {
         write!(out, " compat={word}")?;
     }
@@ -49,6 +52,8 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
         // Commas are doubled, as `-o backing_file=` wants them.
         out.write_all(b" backing_file=")?;
         out.write_all(&name.split(|&byte| byte == b',').collect::<Vec<_>>().join(&b",,"[..]))?;
+        write!(out, " backing_fmt={format}")?;
+    } else if let Some(format) = created.backing_format {
         write!(out, " backing_fmt={format}")?;
     }
     let lazy_refcounts = options.lazy_refcounts_word.as_deref().unwrap_or("off");

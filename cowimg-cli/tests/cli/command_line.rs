@@ -80,3 +80,21 @@ fn a_closed_output_is_no_failure_and_a_full_one_is() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("standard output"));
 }
+
+#[test]
+fn completions_and_manual_pages_name_every_command() {
+    let bench = Workbench::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = bench.cowimg(&format!("completions {shell}")).ok().text();
+        assert!(COMMANDS.iter().all(|command| script.contains(command)), "{shell}");
+    }
+    assert!(bench.cowimg("man").ok().text().contains(".TH cowimg 1"));
+    std::fs::create_dir(bench.path("pages")).unwrap();
+    bench.cowimg("man pages").ok();
+    for command in COMMANDS {
+        let page = std::fs::read_to_string(bench.path(format!("pages/cowimg-{command}.1"))).unwrap();
+        assert!(page.contains(".SH OPTIONS") && page.contains(".SH SYNOPSIS"), "{command}");
+    }
+    assert!(bench.path("pages/cowimg.1").exists());
+    assert_eq!(bench.cowimg("man missing").code, Some(1));
+}

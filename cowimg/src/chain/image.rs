@@ -96,6 +96,12 @@ impl Layer {
         self.found.kind.format()
     }
 
+    /// Where the image begins in its file, in bytes: 0, unless [`OpenOptions::raw_window`] says otherwise. Places that
+    /// [`Image::extents`] tells count from there.
+    pub fn start(&self) -> u64 {
+        self.found.start
+    }
+
     /// The file's bytes.
     pub(crate) fn storage(&self) -> &dyn Storage {
         &*self.found.storage
@@ -352,7 +358,8 @@ impl Image {
         };
         let found = &layer.found;
         let (storage, file) = (Arc::clone(&found.storage), found.file.clone());
-        let now = Found { path: found.path.clone(), storage, file, kind, access: found.access };
+        let (access, start) = (found.access, found.start);
+        let now = Found { path: found.path.clone(), storage, file, kind, access, start };
         self.named(ImageInfo::read(&now))
     }
 

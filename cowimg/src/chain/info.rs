@@ -83,6 +83,8 @@ pub struct Qcow2Info {
     pub bitmaps: Vec<BitmapInfo>,
     /// How the guest's data is encrypted.
     pub crypt_method: CryptMethod,
+    /// Features that a program must know to read the image and that this library does not; by name, or "bit 40".
+    pub unknown_features: Vec<String>,
 }
 
 /// What the image at `path` says of itself. Nothing that it names is opened.
@@ -153,6 +155,7 @@ impl Qcow2Info {
             data_file_raw: header.autoclear.contains(Autoclear::DATA_FILE_RAW),
             bitmaps: read_bitmap_directory(storage, header)?.iter().map(BitmapInfo::of).collect(),
             crypt_method: header.crypt_method,
+            unknown_features: header.unknown_incompatible(),
         })
     }
 }

@@ -5,6 +5,7 @@
 mod backing;
 mod bitmaps;
 mod cache_mode;
+mod cancellable;
 mod check;
 mod create;
 mod data;

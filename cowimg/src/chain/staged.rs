@@ -9,10 +9,12 @@ use std::sync::Arc;
 use tempfile::NamedTempFile;
 
 use super::Image;
+use super::cancellable::CancellableStorage;
 use super::create::{CreateOptions, CreatePlan, Overwrite, plan};
 use super::file_use::CREATION;
 use super::options::OpenOptions;
 use crate::error::{Error, Result};
+use crate::progress::Control;
 use crate::storage::{Access, FileOptions, FileStorage, Storage, UnsyncedStorage};
 
 /// A new image on its way to its name. [`StagedImage::publish`] gives it the name; dropping it leaves nothing behind.
@@ -76,9 +78,22 @@ impl StagedImage {
 
     /// Writes what was planned.
     pub fn write(path: &Path, overwrite: Overwrite, plan: &CreatePlan) -> Result<StagedImage> {
+        StagedImage::write_with(path, overwrite, plan, &Control::default())
+    }
+
+    /// Writes what was planned, tells how far it is, and stops when it is asked to: then with
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled), and nothing is left behind but a file that was to be
+    /// written over.
+    pub fn write_with(
+        path: &Path,
+        overwrite: Overwrite,
+        plan: &CreatePlan,
+        control: &Control<'_>,
+    ) -> Result<StagedImage> {
         let mut staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
         staged.data_file = plan.make_data_file(overwrite)?;
-        plan.write_to(&*staged.storage()?).map_err(|error| error.at_path(path))?;
+        let storage = CancellableStorage::new(staged.storage()?, control, plan.report().size);
+        storage.outcome(plan.write_to(&storage)).map_err(|error| error.at_path(path))?;
         Ok(staged)
     }
 

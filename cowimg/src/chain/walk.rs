@@ -28,6 +28,8 @@ pub(super) struct Found {
     pub(super) kind: Kind,
     /// How the storage was opened.
     pub(super) access: Access,
+    /// Where the storage begins in its file, in bytes.
+    pub(super) start: u64,
 }
 
 /// What a layer is.
@@ -75,6 +77,7 @@ impl Found {
             file: Some(file),
             kind,
             access: purpose.access(),
+            start: options.raw_window.map_or(0, |window| window.offset),
         })
     }
 
@@ -85,7 +88,7 @@ impl Found {
         access: Access,
     ) -> Result<Found> {
         let kind = Kind::read(stated_or_probed(&*storage, format)?, &*storage)?;
-        Ok(Found { path: None, storage, file: None, kind, access })
+        Ok(Found { path: None, storage, file: None, kind, access, start: 0 })
     }
 
     /// Name and stated format of the backing file, if there is one.
