@@ -137,7 +137,8 @@ fn strict_argument(argument: clap::Arg) -> clap::Arg {
         return argument.long(long).short(None).hide(true);
     }
     // Whatever follows an option that takes a value is the value, as getopt has it.
-    let takes_value = argument.get_action().takes_values() && !argument.is_positional();
+    let has_word = argument.get_num_args().is_none_or(|words| words.takes_values());
+    let takes_value = has_word && argument.get_action().takes_values() && !argument.is_positional();
     if takes_value { argument.allow_hyphen_values(true) } else { argument }
 }
 
