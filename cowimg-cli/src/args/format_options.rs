@@ -3,6 +3,8 @@
 //! [`OPTIONS`] is the one list of them: it is what `-o help` prints, what is accepted, and what suggestions come
 //! from.
 
+use std::ffi::OsString;
+
 use cowimg::{CompressionType, Format, LazyRefcounts, Preallocation, Qcow2CreateOptions, Version};
 
 use crate::args::image::parse_format;
@@ -24,7 +26,7 @@ pub(crate) struct OptionHelp {
 }
 
 /// All options, in the order in which help lists them.
-const OPTIONS: [OptionHelp; 10] = [
+const OPTIONS: [OptionHelp; 12] = [
     OptionHelp {
         key: "backing_file",
         value: "str",
@@ -56,6 +58,18 @@ const OPTIONS: [OptionHelp; 10] = [
         in_raw: false,
     },
     OptionHelp {
+        key: "data_file",
+        value: "str",
+        purpose: "the file that the guest's data goes to, instead of the image",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "data_file_raw",
+        value: "on/off",
+        purpose: "keep the data file a raw image of the disk (default off)",
+        in_raw: false,
+    },
+    OptionHelp {
         key: "extended_l2",
         value: "on/off",
         purpose: "divide clusters into 32 subclusters, written one by one (default off)",
@@ -83,8 +97,7 @@ const OPTIONS: [OptionHelp; 10] = [
 ];
 
 /// Options that qemu-img has for these formats and that this version does not handle.
-const UNHANDLED: [&str; 6] =
-    ["data_file", "data_file_raw", "encryption", "encrypt", "extent_size_hint", "nocow"];
+const UNHANDLED: [&str; 4] = ["encryption", "encrypt", "extent_size_hint", "nocow"];
 
 /// The options that images of a format have.
 pub(crate) fn options_of(format: Format) -> impl Iterator<Item = &'static OptionHelp> {
@@ -112,6 +125,8 @@ pub(crate) struct FormatOptions {
     pub(crate) preallocation_word: Option<String>,
     /// The word that `compression_type` was given with.
     pub(crate) compression_word: Option<String>,
+    /// The word that `data_file_raw` was given with.
+    pub(crate) data_file_raw_word: Option<String>,
 }
 
 impl FormatOptions {
@@ -146,6 +161,7 @@ impl FormatOptions {
             lazy_refcounts_word: owned("lazy_refcounts"),
             preallocation_word: owned("preallocation"),
             compression_word: owned("compression_type"),
+            data_file_raw_word: owned("data_file_raw"),
         };
         if objection.is_none() {
             objection = options.check_together().err();
@@ -247,6 +263,8 @@ fn qcow2_options(given: &KeyValues, objection: &mut Option<Failure>) -> Result<Q
         options.lazy_refcounts = LazyRefcounts::On;
     }
     options.extended_l2 = parse_switch(given, "extended_l2")?;
+    options.data_file = given.get("data_file").map(OsString::from);
+    options.data_file_raw = parse_switch(given, "data_file_raw")?;
     Ok(options)
 }
 
@@ -336,7 +354,7 @@ mod tests {
             "lazy_refcounts=maybe",
             "extended_l2=maybe",
             "backing_fmt=vmdk",
-            "data_file=x",
+            "data_file_raw=maybe",
             "encrypt.format=luks",
         ] {
             assert!(parse(Format::Qcow2, list).is_err(), "{list}");

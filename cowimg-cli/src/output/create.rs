@@ -1,6 +1,7 @@
 //! The line that `create` prints.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use cowimg::Format;
@@ -49,15 +50,26 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
         write!(out, " compat={word}")?;
     }
     if let Some((name, format)) = created.backing {
-        // Commas are doubled, as `-o backing_file=` wants them.
         out.write_all(b" backing_file=")?;
-        out.write_all(&name.split(|&byte| byte == b',').collect::<Vec<_>>().join(&b",,"[..]))?;
+        out.write_all(&with_doubled_commas(name))?;
         write!(out, " backing_fmt={format}")?;
     } else if let Some(format) = created.backing_format {
         write!(out, " backing_fmt={format}")?;
     }
+    if let Some(name) = &options.qcow2.data_file {
+        out.write_all(b" data_file=")?;
+        out.write_all(&with_doubled_commas(name.as_bytes()))?;
+    }
+    if let Some(word) = &options.data_file_raw_word {
+        write!(out, " data_file_raw={word}")?;
+    }
     let lazy_refcounts = options.lazy_refcounts_word.as_deref().unwrap_or("off");
     writeln!(out, " lazy_refcounts={lazy_refcounts} refcount_bits={}", options.qcow2.refcount_bits)
+}
+
+/// A name as `-o` wants it.
+fn with_doubled_commas(name: &[u8]) -> Vec<u8> {
+    name.split(|&byte| byte == b',').collect::<Vec<_>>().join(&b",,"[..])
 }
 
 /// Writes the list of options that images of a format have.
