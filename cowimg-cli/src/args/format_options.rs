@@ -7,6 +7,7 @@ use std::ffi::OsString;
 
 use cowimg::{CompressionType, Format, LazyRefcounts, Preallocation, Qcow2CreateOptions, Version};
 
+use crate::args::encryption_options::EncryptionWords;
 use crate::args::image::parse_format;
 use crate::args::key_values::{KeyValues, nearest};
 use crate::args::size::parse_size;
@@ -26,7 +27,7 @@ pub(crate) struct OptionHelp {
 }
 
 /// All options, in the order in which help lists them.
-const OPTIONS: [OptionHelp; 12] = [
+const OPTIONS: [OptionHelp; 21] = [
     OptionHelp {
         key: "backing_file",
         value: "str",
@@ -70,6 +71,60 @@ const OPTIONS: [OptionHelp; 12] = [
         in_raw: false,
     },
     OptionHelp {
+        key: "encrypt.cipher-alg",
+        value: "str",
+        purpose: "LUKS: cipher (default aes-256)",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.cipher-mode",
+        value: "str",
+        purpose: "LUKS: mode of the cipher (default xts)",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.format",
+        value: "str",
+        purpose: "encrypt the data: luks, or the old and weak aes",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.hash-alg",
+        value: "str",
+        purpose: "LUKS: hash of key derivation (default sha256)",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.iter-time",
+        value: "num",
+        purpose: "LUKS: milliseconds that deriving a key takes (default 2000)",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.ivgen-alg",
+        value: "str",
+        purpose: "LUKS: where initialisation vectors come from (default plain64)",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.ivgen-hash-alg",
+        value: "str",
+        purpose: "LUKS: hash for ivgen-alg=essiv (default sha256)",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encrypt.key-secret",
+        value: "str",
+        purpose: "id of the --object secret that opens the image",
+        in_raw: false,
+    },
+    OptionHelp {
+        key: "encryption",
+        value: "on/off",
+        purpose: "the old word for encrypt.format=aes",
+        in_raw: false,
+    },
+    OptionHelp {
         key: "extended_l2",
         value: "on/off",
         purpose: "divide clusters into 32 subclusters, written one by one (default off)",
@@ -97,7 +152,7 @@ const OPTIONS: [OptionHelp; 12] = [
 ];
 
 /// Options that qemu-img has for these formats and that this version does not handle.
-const UNHANDLED: [&str; 4] = ["encryption", "encrypt", "extent_size_hint", "nocow"];
+const UNHANDLED: [&str; 2] = ["extent_size_hint", "nocow"];
 
 /// The options that images of a format have.
 pub(crate) fn options_of(format: Format) -> impl Iterator<Item = &'static OptionHelp> {
@@ -115,6 +170,8 @@ pub(crate) struct FormatOptions {
     pub(crate) backing_format: Option<Format>,
     /// Everything else that a qcow2 image can be asked for.
     pub(crate) qcow2: Qcow2CreateOptions,
+    /// What is said of encryption.
+    pub(crate) encryption: EncryptionWords,
     /// `preallocation`.
     pub(crate) preallocation: Preallocation,
     /// The word that `compat` was given with.
@@ -156,6 +213,7 @@ impl FormatOptions {
             backing_file: owned("backing_file"),
             backing_format: backing_format.map_err(|why| Failure::usage(format!("backing_fmt: {why}")))?,
             qcow2: qcow2_options(given, &mut objection)?,
+            encryption: EncryptionWords::of(given),
             preallocation: object(preallocation(given), &mut objection),
             compat_word: owned("compat"),
             lazy_refcounts_word: owned("lazy_refcounts"),
@@ -167,6 +225,11 @@ impl FormatOptions {
             objection = options.check_together().err();
         }
         Ok((options, objection))
+    }
+
+    /// What a qcow2 image is asked for, with the passphrase of its encryption.
+    pub(crate) fn qcow2_encrypted(&self) -> Result<Qcow2CreateOptions, Failure> {
+        Ok(Qcow2CreateOptions { encryption: self.encryption.encryption()?, ..self.qcow2.clone() })
     }
 
     /// Options that are fine alone and not beside each other.
@@ -355,7 +418,7 @@ mod tests {
             "extended_l2=maybe",
             "backing_fmt=vmdk",
             "data_file_raw=maybe",
-            "encrypt.format=luks",
+            "nocow=on",
         ] {
             assert!(parse(Format::Qcow2, list).is_err(), "{list}");
         }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use cowimg::{Access, CacheMode, Format, Image, LockMode, OpenOptions};
 
 use crate::args::image::{parse_format, parse_path};
+use crate::args::object;
 use crate::args::option_tree::{OptionTree, Value};
 use crate::failure::{Failure, warn, warn_probed_raw};
 
@@ -203,6 +204,7 @@ impl Node {
     /// What only a qcow2 image has; where the format is still to be found, it may turn out to be one.
     fn take_qcow2(&mut self, tree: &mut OptionTree, prefix: &str) -> Result<(), Failure> {
         take_tuning(tree, prefix)?;
+        self.take_data(tree, prefix)?;
         let backing = format!("{prefix}backing");
         match tree.take(&backing) {
             None => {}
@@ -221,6 +223,25 @@ impl Node {
             let node = Node::take(tree, &format!("{backing}."), None)?;
             self.options = self.options.clone().backing_override(node.path, node.options);
             self.overrides_backing = true;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    /// What a qcow2 image's data is encrypted with, and which file it is in.
+    fn take_data(&mut self, tree: &mut OptionTree, prefix: &str) -> Result<(), Failure> {
+        let at = |key: &str| format!("{prefix}{key}");
+        tree.take_word(&at("encrypt.format"), &["luks", "aes"])?;
+        if let Some(id) = tree.take_text(&at("encrypt.key-secret"))? {
+            self.options = self.options.clone().passphrase(object::passphrase(&id)?);
+        }
+        let data_file = at("data-file");
+        if tree.get(&data_file).is_some() || tree.has_below(&data_file) {
+            let file = take_child(tree, &data_file, &mut Common::default())?;
+            if let Some(file) = file {
+                self.options = self.options.clone().data_file(file);
+            }
         }
         Ok(())
     }
@@ -429,7 +450,7 @@ mod tests {
             ("driver=qcow2,file.filename=a,file.nonsense=1", "'file.nonsense'"),
             ("driver=qcow2,file.filename=a,offset=1", "'offset'"),
             ("driver=raw,file.filename=a,backing.file.filename=b", "'backing.file.filename'"),
-            ("driver=qcow2,file.filename=a,encrypt.format=luks", "'encrypt.format'"),
+            ("driver=qcow2,file.filename=a,encrypt.format=rot13", "rot13"),
             ("driver=qcow2,file.filename=a,file.locking=maybe", "maybe"),
             ("driver=qcow2,file.filename=a,detect-zeroes=unmap", "discard=unmap"),
             ("driver=qcow2,file.filename=a,copy-on-read=on", "copy-on-read"),

@@ -14,6 +14,7 @@ use crate::cli::OURS;
 use crate::failure::Failure;
 
 pub(crate) mod cache_mode;
+pub(crate) mod encryption_options;
 pub(crate) mod format_options;
 pub(crate) mod image;
 pub(crate) mod image_name;
@@ -51,7 +52,7 @@ impl Source {
     /// What the image is, and how it is to be opened.
     pub(crate) fn name(&self) -> Result<ImageName, Failure> {
         let Source { format, image_opts, force_share, .. } = *self;
-        self.objects.secrets()?;
+        self.objects.register()?;
         ImageName::parse(&self.file, ImageForm { format, image_opts, force_share })
     }
 

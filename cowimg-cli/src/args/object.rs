@@ -7,6 +7,9 @@
 //! A secret that no image asks for does nothing; one that is not valid stops the command.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use cowimg::encryption::Passphrase;
 
 use crate::args::option_tree::OptionTree;
 use crate::failure::{Failure, os_message};
@@ -22,13 +25,30 @@ pub(crate) struct Objects {
 
 /// Secrets by their ids.
 #[derive(Default)]
-pub(crate) struct Secrets {
+struct Secrets {
     by_id: BTreeMap<String, Vec<u8>>,
 }
 
+/// The secrets of this process's command line: every option and every image may name one.
+static REGISTERED: OnceLock<Secrets> = OnceLock::new();
+
+/// The passphrase that the secret of this id is.
+pub(crate) fn passphrase(id: &str) -> Result<Passphrase, Failure> {
+    match REGISTERED.get().and_then(|secrets| secrets.by_id.get(id)) {
+        Some(secret) => Ok(Passphrase::new(secret.as_slice())),
+        None => Err(Failure::usage(format!("there is no secret with the id '{id}'"))
+            .hint(format!("Define it with --object secret,id={id},file=PATH"))),
+    }
+}
+
 impl Objects {
-    /// Reads every object.
-    pub(crate) fn secrets(&self) -> Result<Secrets, Failure> {
+    /// Reads every object, for the whole command to ask for.
+    pub(crate) fn register(&self) -> Result<(), Failure> {
+        let _registered_before = REGISTERED.set(self.secrets()?);
+        Ok(())
+    }
+
+    fn secrets(&self) -> Result<Secrets, Failure> {
         let mut secrets = Secrets::default();
         for given in &self.given {
             let (id, secret) =
@@ -38,14 +58,6 @@ impl Objects {
             }
         }
         Ok(secrets)
-    }
-}
-
-impl Secrets {
-    /// The secret of this id.
-    #[allow(dead_code, reason = "asked for by encrypted images, which the next version opens")]
-    pub(crate) fn get(&self, id: &str) -> Option<&[u8]> {
-        self.by_id.get(id).map(Vec::as_slice)
     }
 }
 

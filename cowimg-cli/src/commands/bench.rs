@@ -109,7 +109,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
             "--flush-interval must be -d at least: requests on their way are flushed together",
         ));
     }
-    args.objects.secrets()?;
+    args.objects.register()?;
     let is_direct = matches!(args.cache, Some(CacheMode::None | CacheMode::DirectSync));
     if (args.native || args.aio.as_deref() == Some("native")) && !is_direct {
         return Err(Failure::usage("native requests go past the host's cache: add -t none"));

@@ -72,7 +72,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let choice = args.base.clone().map_or(LayerChoice::Below, LayerChoice::Named);
-    args.objects.secrets()?;
+    args.objects.register()?;
     let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
     let mut name = ImageName::parse(&args.file, form)?.cached(args.cache);
     name.options = name.options.writable_layer(choice);

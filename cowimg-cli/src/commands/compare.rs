@@ -86,8 +86,8 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
 fn compare(args: &Args, wanted: Wanted, console: &mut Console) -> Result<ExitCode, Failure> {
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    args.objects.register()?;
     let (first, second) = open(args).map_err(|failure| failure.code(ExitCode::NOT_OPENED))?;
-    args.objects.secrets()?;
     let strictness = if args.strict { Strictness::Mapping } else { Strictness::Content };
     let shown = Shown {
         display: Display::start(wanted),

@@ -73,6 +73,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
+    args.objects.register()?;
     let given = KeyValues::parse(&args.options)?;
     let has_backing = args.backing.is_some() || given.get("backing_file").is_some();
     let format = args.format.unwrap_or_else(|| default_format(args, has_backing, out.manner));
@@ -85,7 +86,6 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
             Failure::usage("which file is to be created?").hint("Try 'cowimg create --help' for more info")
         );
     };
-    args.objects.secrets()?;
     let strict = out.manner.is_strict();
     let (options, mut objection) = FormatOptions::parse(format, &given)?;
     let size = size_of(args, &options)?;
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     if strict && backing.as_ref().is_some_and(|backing| backing.format.is_none()) {
         return Err(Failure::usage("the backing file's format must be given too").hint("Name it with -F"));
     }
-    let wanted = CreateOptions {
+    let mut wanted = CreateOptions {
         format,
         size,
         backing,
@@ -130,6 +130,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     if let Some(objection) = objection {
         return Err(objection);
     }
+    wanted.qcow2 = options.qcow2_encrypted()?;
     write_image(file, &wanted)?;
     if !strict {
         announce(args, &wanted, (&options, &report), out)?;

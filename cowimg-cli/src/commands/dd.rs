@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
     };
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
-    args.objects.secrets()?;
+    args.objects.register()?;
     let opening = Opening {
         format: args.format.clone(),
         image_opts: args.image_opts,

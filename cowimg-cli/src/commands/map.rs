@@ -46,7 +46,8 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
 }
 
 fn human(image: &Image, range: ByteRange, out: &mut dyn Write) -> Result<(), Failure> {
-    let names = image.layers().iter().map(|layer| layer.path().map_or(&b""[..], path_bytes));
+    let names =
+        image.layers().iter().map(|layer| layer.data_path().or(layer.path()).map_or(&b""[..], path_bytes));
     let files: Vec<&[u8]> = names.collect();
     let table = HumanMap::start(&files, out)?;
     for extent in image.extents(range) {

@@ -67,12 +67,12 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failure> {
     let file = file_of(args)?;
-    args.objects.secrets()?;
+    args.objects.register()?;
     let given = KeyValues::parse(&args.options)?;
     let options = FormatOptions::new(args.target_format, &given)?;
     let create = CreateOptions {
         preallocation: options.preallocation,
-        qcow2: options.qcow2.clone(),
+        qcow2: options.qcow2_encrypted()?,
         ..CreateOptions::new(args.target_format)
     };
     let target =

@@ -97,7 +97,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     }
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
-    args.objects.secrets()?;
+    args.objects.register()?;
     let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
     let image = ImageName::parse(&args.file, form)?.cached(args.cache);
     let job = Rebase { args, image, is_strict: out.manner.is_strict(), interrupt };

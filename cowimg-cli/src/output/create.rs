@@ -39,6 +39,9 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
         }
         return writeln!(out);
     }
+    for (key, word) in options.encryption.iter() {
+        write!(out, " {key}={word}")?;
+    }
     let extended_l2 = if options.qcow2.extended_l2 { "on" } else { "off" };
     write!(out, " cluster_size={} extended_l2={extended_l2}", options.qcow2.cluster_size)?;
     if let Some(word) = &options.preallocation_word {

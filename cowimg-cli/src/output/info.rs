@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
+use cowimg::format::luks::{KeySlot, LuksHeader};
 use cowimg::format::qcow2::CryptMethod;
 use cowimg::{BitmapInfo, ImageInfo, Version};
 
@@ -119,13 +120,14 @@ fn format_specific(info: &ImageInfo) -> Option<Vec<(&'static str, Json)>> {
     if let Some(name) = &qcow2.data_file {
         fields.push(("data-file", name.as_bytes().into()));
     }
-    let method = match qcow2.crypt_method {
-        CryptMethod::Aes => Some("aes"),
-        CryptMethod::Luks => Some("luks"),
+    let encryption = match (qcow2.crypt_method, &qcow2.luks) {
+        (CryptMethod::Aes, _) => Some(vec![("format", "aes".into())]),
+        (CryptMethod::Luks, Some(header)) => Some(luks(header)),
+        (CryptMethod::Luks, None) => Some(vec![("format", "luks".into())]),
         _ => None,
     };
-    if let Some(method) = method {
-        fields.push(("encrypt", Json::Object(vec![("format", method.into())])));
+    if let Some(encryption) = encryption {
+        fields.push(("encrypt", Json::Object(encryption)));
     }
     if qcow2.data_file.is_some() {
         fields.push(("data-file-raw", qcow2.data_file_raw.into()));
@@ -133,6 +135,47 @@ fn format_specific(info: &ImageInfo) -> Option<Vec<(&'static str, Json)>> {
     fields.push(("corrupt", qcow2.corrupt.into()));
     fields.push(("extended-l2", qcow2.extended_l2.into()));
     Some(fields)
+}
+
+/// A LUKS volume's header, with the names in it taken apart.
+fn luks(header: &LuksHeader) -> Vec<(&'static str, Json)> {
+    const SECTOR: u64 = 512;
+    let (mode, generator) = header.cipher_mode.split_once('-').unwrap_or((&header.cipher_mode, ""));
+    let (generator, iv_hash) = match generator.split_once(':') {
+        Some((generator, hash)) => (generator, Some(hash)),
+        None => (generator, None),
+    };
+    let keys = if mode == "xts" { 2 } else { 1 };
+    let cipher = format!("{}-{}", header.cipher_name, header.key_bytes * 8 / keys);
+    let slot = |slot: &KeySlot| {
+        let mut fields = vec![("active", slot.active.into())];
+        if slot.active {
+            fields.push(("iters", slot.iterations.into()));
+        }
+        fields.push(("key-offset", (u64::from(slot.material) * SECTOR).into()));
+        if slot.active {
+            fields.push(("stripes", slot.stripes.into()));
+        }
+        Json::Object(fields)
+    };
+    let mut fields = vec![
+        ("ivgen-alg", generator.into()),
+        ("detached-header", false.into()),
+        ("hash-alg", header.hash_spec.as_str().into()),
+        ("cipher-alg", cipher.as_str().into()),
+        ("uuid", header.uuid.as_str().into()),
+    ];
+    if let Some(hash) = iv_hash {
+        fields.push(("ivgen-hash-alg", hash.into()));
+    }
+    fields.extend([
+        ("format", "luks".into()),
+        ("cipher-mode", mode.into()),
+        ("slots", Json::List(header.slots.iter().map(slot).collect())),
+        ("payload-offset", header.payload_start().into()),
+        ("master-key-iters", header.digest_iterations.into()),
+    ]);
+    fields
 }
 
 /// A bitmap that the image stores.

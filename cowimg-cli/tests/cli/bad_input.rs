@@ -49,7 +49,7 @@ fn create_refuses_what_cannot_be_made() {
             ("create -o compat=0.10,lazy_refcounts=on z 1M", "lazy_refcounts=on needs an image of version 3"),
             ("create -o extended_l2=on,cluster_size=8k z 1M", "16 KiB"),
             ("create -o data_file_raw=on z 1M", "needs a data file"),
-            ("create -o encrypt.format=luks z 1M", "not handled"),
+            ("create -o encrypt.format=luks z 1M", "encrypt.key-secret"),
             ("create -o , z 1M", "empty option"),
             ("create -f raw -o cluster_size=64k z 1M", "a raw image has no option 'cluster_size'"),
             ("create -f raw -o preallocation=metadata z 1M", "no metadata"),

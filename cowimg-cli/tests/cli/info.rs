@@ -41,6 +41,10 @@ fn every_kind_of_image_is_reported_as_by_qemu_img() {
         ("-o preallocation=falloc,cluster_size=512", "small-clusters"),
         ("-o data_file=ext.raw,data_file_raw=on", "external"),
         ("--object secret,id=s,data=abc -o encrypt.format=aes,encrypt.key-secret=s", "aes"),
+        (
+            "--object secret,id=s,data=abc -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+            "luks",
+        ),
     ] {
         bench.qemu_img(&format!("create -q -f qcow2 {options} {file} 16M"));
         assert_same_reports(&bench, file);

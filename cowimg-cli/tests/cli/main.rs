@@ -12,6 +12,7 @@ mod command_line;
 mod convert;
 mod copy_commands;
 mod create;
+mod data_elsewhere;
 mod descriptions;
 mod info;
 mod locks;

@@ -55,6 +55,11 @@ impl LuksOptions {
         }
     }
 
+    fn header_len(&self) -> u64 {
+        let key_bytes = self.volume().scheme.key_len() as u32;
+        u64::from(LuksHeader::fresh_place(key_bytes, KEY_SLOTS)) * SECTOR_SIZE
+    }
+
     fn volume(&self) -> VolumeOptions {
         let essiv = self.iv == IvGenerator::Essiv;
         let iv_hash = self.iv_hash.or(essiv.then_some(HashAlgorithm::Sha256));
@@ -77,16 +82,30 @@ impl LuksOptions {
 }
 
 impl Encryption {
+    /// Bytes that the header and the key material of a LUKS volume take in the image; 0 without such.
+    pub fn header_len(&self) -> u64 {
+        match self {
+            Encryption::Aes(_) => 0,
+            Encryption::Luks(options) => options.header_len(),
+        }
+    }
+
+    /// What opens the image.
+    pub fn passphrase(&self) -> &Passphrase {
+        match self {
+            Encryption::Aes(passphrase) => passphrase,
+            Encryption::Luks(options) => &options.passphrase,
+        }
+    }
+
     /// What the layout of the image must know of it.
     pub(super) fn fresh(wanted: Option<&Encryption>) -> Result<FreshEncryption> {
         Ok(match wanted {
             None => FreshEncryption::None,
             Some(Encryption::Aes(_)) => FreshEncryption::Aes,
             Some(Encryption::Luks(options)) => {
-                let scheme = options.volume().scheme;
-                scheme.validate()?;
-                let sectors = LuksHeader::fresh_place(scheme.key_len() as u32, KEY_SLOTS);
-                FreshEncryption::Luks { header_len: u64::from(sectors) * SECTOR_SIZE }
+                options.volume().scheme.validate()?;
+                FreshEncryption::Luks { header_len: options.header_len() }
             }
         })
     }

@@ -1,5 +1,7 @@
 //! An open image with its backing chain.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,6 +91,14 @@ impl Layer {
     /// The file's name, as it was opened; none for a storage that the caller brought.
     pub fn path(&self) -> Option<&Path> {
         self.found.path.as_deref()
+    }
+
+    /// The name that the image states for its external data file, where the guest's data is then.
+    pub fn data_path(&self) -> Option<&Path> {
+        match &self.found.kind {
+            Kind::Raw => None,
+            Kind::Qcow2(header) => header.data_file_name().map(|name| Path::new(OsStr::from_bytes(name))),
+        }
     }
 
     /// The file's format.

@@ -9,11 +9,12 @@ use super::file_use::Purpose;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
 use crate::error::{Error, Result};
+use crate::format::luks::LuksHeader;
 use crate::format::probe::Format;
 use crate::format::qcow2::{
     Autoclear, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
-use crate::qcow2::{BitmapInfo, read_bitmap_directory, read_snapshots};
+use crate::qcow2::{BitmapInfo, read_bitmap_directory, read_luks, read_snapshots};
 use crate::storage::Storage;
 
 /// What one image file says of itself.
@@ -85,6 +86,8 @@ pub struct Qcow2Info {
     pub crypt_method: CryptMethod,
     /// Features that a program must know to read the image and that this library does not; by name, or "bit 40".
     pub unknown_features: Vec<String>,
+    /// The header of the LUKS volume, where the method is LUKS.
+    pub luks: Option<LuksHeader>,
 }
 
 /// What the image at `path` says of itself. Nothing that it names is opened.
@@ -156,8 +159,17 @@ impl Qcow2Info {
             bitmaps: read_bitmap_directory(storage, header)?.iter().map(BitmapInfo::of).collect(),
             crypt_method: header.crypt_method,
             unknown_features: header.unknown_incompatible(),
+            luks: read_luks_header(storage, header)?,
         })
     }
+}
+
+/// What the image says of its encryption; no passphrase is needed for it.
+fn read_luks_header(storage: &dyn Storage, header: &Header) -> Result<Option<LuksHeader>> {
+    let (CryptMethod::Luks, Some((start, _))) = (header.crypt_method, header.crypto_header()) else {
+        return Ok(None);
+    };
+    Ok(Some(read_luks(storage, start)?.header().clone()))
 }
 
 fn is_device(path: &Path) -> bool {

@@ -1,6 +1,6 @@
 //! How much space a new image will take, without making it.
 
-use crate::chain::{BitmapInfo, CreateOptions, Image};
+use crate::chain::{BitmapInfo, CreateOptions, Encryption, Image};
 use crate::error::{Error, Result};
 use crate::format::probe::Format;
 use crate::format::qcow2::layout::{Preallocation, check_disk_size, full_size};
@@ -34,6 +34,8 @@ pub struct MeasureTarget {
     pub refcount_bits: u32,
     /// Whether L2 entries are extended, for qcow2.
     pub extended_l2: bool,
+    /// Bytes that a LUKS header and its key material take, for qcow2.
+    pub luks_header_len: u64,
 }
 
 impl From<&CreateOptions> for MeasureTarget {
@@ -46,6 +48,7 @@ impl From<&CreateOptions> for MeasureTarget {
             cluster_size: options.qcow2.cluster_size,
             refcount_bits: options.qcow2.refcount_bits,
             extended_l2: options.qcow2.extended_l2,
+            luks_header_len: options.qcow2.encryption.as_ref().map_or(0, Encryption::header_len),
         }
     }
 }
@@ -108,7 +111,9 @@ fn measure_qcow2(
         Preallocation::Off | Preallocation::Metadata => data,
         Preallocation::Falloc | Preallocation::Full => whole,
     };
+    let luks = target.luks_header_len.next_multiple_of(cluster_size);
     let fully_allocated = full_size(geometry, size)
+        .and_then(|full| full.checked_add(luks))
         .ok_or_else(|| Error::invalid(format!("the size {size} is larger than any disk can be")))?;
     Ok(Measurement { required: fully_allocated - whole + data, fully_allocated, bitmaps })
 }

@@ -75,7 +75,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 pub(crate) use bitmaps::read_bitmap_directory;
 pub use bitmaps::{BitmapInfo, BitmapRanges, NewBitmap, Recording};
 pub(crate) use create::create;
-pub(crate) use encryption::unlock;
+pub(crate) use encryption::{read_luks, unlock};
 pub(crate) use guest_data::DataOptions;
 pub(crate) use open::Qcow2Options;
 pub(crate) use snapshot_table::read_snapshots;

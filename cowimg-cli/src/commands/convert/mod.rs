@@ -171,7 +171,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
     };
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
-    args.objects.secrets()?;
+    args.objects.register()?;
     let display = Shown { display: Display::start(wanted(args)), quiet: args.quiet };
     let sources = sources
         .iter()
@@ -307,7 +307,11 @@ impl Copy<'_> {
         let create = create_options(self.args, (self.size(), self.format), &options, how)?;
         let staged = StagedImage::create(&self.target, &create)?;
         let cache = self.args.target_cache.unwrap_or(CacheMode::Unsafe);
-        let target = staged.open(&open_options(Some(self.format)).cache_mode(cache))?;
+        let mut options = open_options(Some(self.format)).cache_mode(cache);
+        if let Some(encryption) = &create.qcow2.encryption {
+            options = options.passphrase(encryption.passphrase().clone());
+        }
+        let target = staged.open(&options)?;
         let content = self.content_of_new(&create);
         let copied = self.copy(&target, content).and_then(|()| target.close());
         copied.map_err(|error| match error.kind() {

@@ -23,6 +23,11 @@ pub(super) fn create_options(
         return Err(Failure::usage("the target has the size of the source, so -o size= has no meaning here")
             .hint("`cowimg resize` makes the target larger afterwards"));
     }
+    if args.compress && (options.qcow2.data_file.is_some() || options.encryption.is_given()) {
+        return Err(Failure::usage(
+            "an image that is encrypted or has an external data file cannot be compressed",
+        ));
+    }
     if args.compress && options.preallocation != Preallocation::Off {
         return Err(Failure::usage(
             "-c and -o preallocation= cannot be combined: compressed clusters have no place before they are written",
@@ -45,7 +50,7 @@ pub(super) fn create_options(
         backing: name.map(|name| BackingOptions { format: backing_format, ..BackingOptions::new(name) }),
         preallocation: options.preallocation,
         overwrite,
-        qcow2: options.qcow2.clone(),
+        qcow2: options.qcow2_encrypted()?,
     })
 }
 
