@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
 use crate::commands::{
-    bench, bitmap, check, commit, compare, completions, convert, create, dd, discard, info, man, map,
+    amend, bench, bitmap, check, commit, compare, completions, convert, create, dd, discard, info, man, map,
     measure, read, rebase, resize, snapshot, write, zero,
 };
 use crate::console::Console;
@@ -48,6 +48,7 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Amend(amend::Args),
     Bitmap(bitmap::Args),
     Create(create::Args),
     Info(info::Args),
@@ -86,6 +87,7 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         warn(&format!("-T {trace} has no effect: there is nothing here that could be traced"));
     }
     match command {
+        Command::Amend(args) => amend::run(&args, console),
         Command::Bitmap(args) => bitmap::run(&args, console),
         Command::Create(args) => create::run(&args, console),
         Command::Info(args) => info::run(&args, console),

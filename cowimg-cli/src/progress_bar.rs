@@ -20,6 +20,8 @@ pub(crate) enum Wanted {
     Bar,
     /// Lines on standard output (`-p`).
     Lines,
+    /// The same for `amend`, which tells the beginning of its work once more.
+    Steps,
     /// The same for `compare`, which adds up the shares of what it has compared, and ends the lines by itself.
     Shares,
 }
@@ -51,12 +53,14 @@ struct Lines {
     step: f32,
     /// Bytes that had been done at the last call, where shares are added up.
     adds_up: Option<u64>,
+    /// Whether the beginning that the job tells has a line of its own.
+    tells_beginning: bool,
     is_finished: bool,
 }
 
 impl Lines {
     fn new(step: f32, adds_up: Option<u64>) -> Lines {
-        Lines { now: 0.0, shown: 0.0, step, adds_up, is_finished: false }
+        Lines { now: 0.0, shown: 0.0, step, adds_up, tells_beginning: adds_up.is_some(), is_finished: false }
     }
 
     /// The line that is due after this much work, if one is.
@@ -88,6 +92,10 @@ impl Shown {
             Wanted::Lines => {
                 print_percent(0.0);
                 Shown::Lines(Mutex::new(Lines::new(1.0, None)))
+            }
+            Wanted::Steps => {
+                print_percent(0.0);
+                Shown::Lines(Mutex::new(Lines { tells_beginning: true, ..Lines::new(1.0, None) }))
             }
             Wanted::Shares => Shown::Lines(Mutex::new(Lines::new(2.0, Some(0)))),
             Wanted::Bar => {
@@ -157,7 +165,7 @@ impl Progress for Display {
             // The job tells its beginning too; the line for that stands already, unless shares are added up.
             Shown::Lines(lines) => {
                 let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-                if done == 0 && lines.adds_up.is_none() {
+                if done == 0 && !lines.tells_beginning {
                     return;
                 }
                 // The end is told by the last piece and again by the job; the second is `finish`'s.

@@ -56,8 +56,8 @@ pub use format::probe::Format;
 pub use format::qcow2::layout::{LazyRefcounts, Preallocation};
 pub use format::qcow2::{CompressionType, Version};
 pub use qcow2::{
-    BitmapInfo, BitmapRanges, NewBitmap, NewSnapshot, Recording, SnapshotNames, SnapshotSelector,
-    SnapshotSize,
+    AmendOptions, BitmapInfo, BitmapRanges, NewBitmap, NewSnapshot, Recording, SnapshotNames,
+    SnapshotSelector, SnapshotSize,
 };
 pub use range::ByteRange;
 pub use storage::Access;

@@ -360,7 +360,7 @@ fn parse_switch(given: &KeyValues, key: &str) -> Result<bool, Failure> {
 }
 
 /// The failure for a word that is none of the choices.
-fn not_a_choice(key: &str, word: &str, choices: &str) -> Failure {
+pub(crate) fn not_a_choice(key: &str, word: &str, choices: &str) -> Failure {
     Failure::usage(format!("{key} is '{word}'; it must be {choices}"))
 }
 

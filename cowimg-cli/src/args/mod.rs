@@ -13,6 +13,7 @@ use crate::args::object::Objects;
 use crate::cli::OURS;
 use crate::failure::Failure;
 
+pub(crate) mod amend_options;
 pub(crate) mod cache_mode;
 pub(crate) mod encryption_options;
 pub(crate) mod format_options;

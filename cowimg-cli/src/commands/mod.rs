@@ -9,6 +9,7 @@ use cowimg::{Access, ByteRange, Format, Image, Layer, OpenOptions};
 
 use crate::failure::{Failure, warn_probed_raw};
 
+pub(crate) mod amend;
 pub(crate) mod bench;
 pub(crate) mod bitmap;
 pub(crate) mod check;

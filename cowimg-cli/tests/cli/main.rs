@@ -3,6 +3,7 @@
 //! Each test works in a folder of its own with the program and the real qemu-img (package qemu-utils), and fails
 //! with a clear message where that is missing. One file per command; `workbench` has what they share.
 
+mod amend;
 mod bad_input;
 mod bitmap;
 mod bytes;

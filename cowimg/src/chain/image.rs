@@ -17,8 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::probe::Format;
 use crate::format::qcow2::{CompressionType, Header, Incompatible, Snapshot};
+use crate::progress::Control;
 use crate::qcow2::check::{CheckReport, check_storage};
-use crate::qcow2::{NewSnapshot, Qcow2, Qcow2Options, SnapshotSelector};
+use crate::qcow2::{AmendOptions, NewSnapshot, Qcow2, Qcow2Options, SnapshotSelector};
 use crate::range::ByteRange;
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
@@ -290,6 +291,27 @@ impl Image {
             Engine::Raw(raw) => raw.resize(new_size, *options),
             Engine::Qcow2(qcow2) => qcow2.resize(new_size, *options),
         })
+    }
+
+    /// Changes what the image was created with. Everything is judged first: what is refused changes nothing. Each step is
+    /// whole or not at all after a crash and leaves the image sound, so that the call may simply be repeated.
+    ///
+    /// Refused are raw images, widths that a refcount of the image does not fit, and a version 2 for an image that has
+    /// bitmaps, a data file, features of version 3, or snapshots that version 2 cannot describe.
+    pub fn amend(&mut self, wanted: &AmendOptions, control: &Control<'_>) -> Result<()> {
+        if let (Some(_), Some(file)) =
+            (wanted.size, self.layers.first().and_then(|layer| layer.found.file.as_ref()))
+        {
+            self.named(lock_for_resizing(file))?;
+        }
+        let amended = match &mut self.top {
+            Engine::Raw(_) => Err(Error::unsupported("a raw image has no options that could be changed")),
+            Engine::Qcow2(qcow2) => match Arc::get_mut(qcow2) {
+                Some(qcow2) => qcow2.amend(wanted, control),
+                None => Err(Error::unsupported("the image is in use as the backing file of another")),
+            },
+        };
+        self.named(amended)
     }
 
     /// The internal snapshots, in the order of the image's table; a raw image has none.

@@ -197,6 +197,13 @@ impl Draft<'_> {
         Ok(host)
     }
 
+    /// Takes a cluster for guest data.
+    pub(super) fn take_data(&mut self) -> Result<HostOffset> {
+        let first = self.take(1)?;
+        self.map.unmark(first.get());
+        Ok(self.image.geometry.host_offset(first))
+    }
+
     /// Lets go of refcount blocks when there are many: those of the draft have a place in the file to go to.
     pub(super) fn keep_within_limits(&mut self) -> Result<()> {
         self.present.evict();

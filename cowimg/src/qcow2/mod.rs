@@ -20,6 +20,7 @@
 //! | `header_update`, `header_rewrite` | rules W5 and W7 |
 //! | `empty` | gives everything that an overlay holds back to what is below |
 //! | `bitmaps` | persistent dirty bitmaps, kept up to date |
+//! | `amend`, `refcount_width`, `expand_zeroes` | what an image was created with, changed |
 //! | `resize`, `preallocate`, `shrink`, `extents`, `check` | what their names say |
 //!
 //! # Locks, in the order in which they are taken
@@ -37,6 +38,7 @@
 //! commit inside. Whoever closes the epochs holds the commit lock and not the metadata lock.
 
 mod allocator;
+mod amend;
 mod bitmaps;
 pub(crate) mod check;
 mod compressed;
@@ -46,6 +48,7 @@ mod divided;
 mod draft;
 mod empty;
 mod encryption;
+mod expand_zeroes;
 mod extents;
 mod failed;
 mod guest_data;
@@ -59,6 +62,7 @@ mod open;
 mod plan;
 mod preallocate;
 mod read;
+mod refcount_width;
 mod refcounts;
 mod resize;
 mod shrink;
@@ -72,6 +76,7 @@ mod zero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+pub use amend::AmendOptions;
 pub(crate) use bitmaps::read_bitmap_directory;
 pub use bitmaps::{BitmapInfo, BitmapRanges, NewBitmap, Recording};
 pub(crate) use create::create;

@@ -93,6 +93,17 @@ impl Refcounts {
         Ok(Refcounts { max_blocks: self.max_blocks, ..anew })
     }
 
+    /// The refcounts of the same image after they were stored in another width.
+    pub(super) fn loaded_with_width(
+        &self,
+        storage: &dyn Storage,
+        geometry: Geometry,
+        location: (HostOffset, u64),
+    ) -> Result<Refcounts> {
+        let anew = Refcounts::load(storage, geometry, location, 0)?;
+        Ok(Refcounts { max_blocks: self.max_blocks, ..anew })
+    }
+
     /// Where the table stands in the file, and its length in clusters.
     pub(super) fn table_location(&self) -> (HostOffset, u64) {
         (self.table_offset, self.table_clusters)

@@ -26,7 +26,7 @@ impl Qcow2 {
     pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions) -> Result<()> {
         let _no_other = self.lock_all_changes();
         let old_size = self.size();
-        self.check_resize(old_size, new_size, options)?;
+        self.check_resize((old_size, new_size), options, self.version)?;
         self.begin_bitmap_resize()?;
         self.begin_change()?;
         let resized = if new_size < old_size {
@@ -43,13 +43,19 @@ impl Qcow2 {
         resized
     }
 
-    fn check_resize(&self, old_size: u64, new_size: u64, options: ResizeOptions) -> Result<()> {
+    /// Refuses a new size, for the image as it is or as it will be in another version.
+    pub(super) fn check_resize(
+        &self,
+        (old_size, new_size): (u64, u64),
+        options: ResizeOptions,
+        version: Version,
+    ) -> Result<()> {
         self.check_writable()?;
         options.check(old_size, new_size)?;
         if !new_size.is_multiple_of(512) {
             return Err(Error::invalid(format!("the size {new_size} is not a multiple of 512 bytes")));
         }
-        if self.version == Version::V2 && self.lock_header().snapshot_count > 0 {
+        if version == Version::V2 && self.lock_header().snapshot_count > 0 {
             return Err(Error::unsupported(
                 "a version 2 image with snapshots cannot be resized: its snapshots do not record their own size",
             ));

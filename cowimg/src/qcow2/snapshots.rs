@@ -58,11 +58,11 @@ pub enum SnapshotNames {
 }
 
 /// What the snapshot operations go by: the header and the table as they are in the file.
-struct Present {
-    header: Header,
-    snapshots: Vec<Snapshot>,
+pub(super) struct Present {
+    pub(super) header: Header,
+    pub(super) snapshots: Vec<Snapshot>,
     /// Bytes that the snapshot table takes.
-    table_len: u64,
+    pub(super) table_len: u64,
 }
 
 impl Qcow2 {
@@ -215,7 +215,7 @@ impl Qcow2 {
         self.failure.check()
     }
 
-    fn present(&self) -> Result<Present> {
+    pub(super) fn present(&self) -> Result<Present> {
         let header = self.header();
         let (snapshots, table_len) = read_snapshots(&*self.storage, &header)?;
         Ok(Present { header, snapshots, table_len })
@@ -262,7 +262,7 @@ impl Qcow2 {
     }
 
     /// The entries of a snapshot's L1 table.
-    fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+    pub(super) fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
         snapshot
             .validate(&self.geometry)
             .map_err(|error| Error::from(Corruption::SnapshotTable(error.to_string())))?;
@@ -367,13 +367,13 @@ fn without_flags(draft: &Draft<'_>, l1: &[u64]) -> Result<Vec<u64>> {
     l1.iter().map(clear).collect()
 }
 
-fn store_l1(draft: &mut Draft<'_>, entries: &[u64]) -> Result<HostOffset> {
+pub(super) fn store_l1(draft: &mut Draft<'_>, entries: &[u64]) -> Result<HostOffset> {
     let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
     draft.store_table(&bytes, "write the L1 table")
 }
 
 /// Replaces the snapshot table; the header that names the new one.
-fn store_snapshots(
+pub(super) fn store_snapshots(
     draft: &mut Draft<'_>,
     header: &Header,
     (snapshots, old_len): (&[Snapshot], u64),
@@ -387,7 +387,7 @@ fn store_snapshots(
 }
 
 /// The next state with these active entries: their flags made right, their table stored in place of the present one.
-fn next_state(draft: &mut Draft<'_>, mut header: Header, mut l1: Vec<u64>) -> Result<NextState> {
+pub(super) fn next_state(draft: &mut Draft<'_>, mut header: Header, mut l1: Vec<u64>) -> Result<NextState> {
     settle_flags(draft, &mut l1)?;
     if !l1.is_empty() {
         let (old, old_len) = (header.l1_table, u64::from(header.l1_entries) * 8);
@@ -433,7 +433,7 @@ fn settle_flags(draft: &mut Draft<'_>, l1: &mut [u64]) -> Result<()> {
 }
 
 /// An L2 table as it stands in the file.
-fn encode_table(entries: &[RawL2Entry], geometry: &Geometry) -> Vec<u8> {
+pub(super) fn encode_table(entries: &[RawL2Entry], geometry: &Geometry) -> Vec<u8> {
     let words = if geometry.has_subclusters() { 2 } else { 1 };
     let of_entry = |entry: &RawL2Entry| [entry.descriptor, entry.subclusters].into_iter().take(words);
     entries.iter().flat_map(of_entry).flat_map(u64::to_be_bytes).collect()

@@ -131,7 +131,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn of(image: &Image, storage: &Arc<dyn Storage>) -> State {
+    pub(crate) fn of(image: &Image, storage: &Arc<dyn Storage>) -> State {
         let ids = image.snapshots().unwrap().into_iter().map(|snapshot| snapshot.id);
         let content = |id: Vec<u8>| {
             let options = Image::options().format(Format::Qcow2).snapshot(SnapshotSelector::Id(id.clone()));

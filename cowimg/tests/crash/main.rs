@@ -3,6 +3,7 @@
 //! [`lab`] has the method; the other modules have workloads.
 #![allow(clippy::unwrap_used, reason = "what cannot fail here is part of what is tested")]
 
+mod amend;
 mod bitmaps;
 mod lab;
 mod resize;

@@ -13,6 +13,7 @@ mod model;
 mod script;
 mod subject;
 
+mod amended;
 mod bitmaps;
 mod bitmaps_kept;
 mod compared;

@@ -1,0 +1,147 @@
+//! The options of `amend -o`: what an image can be given anew.
+
+use std::ffi::OsString;
+
+use cowimg::{AmendOptions, LazyRefcounts, Version};
+
+use crate::args::format_options::not_a_choice;
+use crate::args::key_values::{KeyValues, nearest};
+use crate::args::size::parse_size;
+use crate::failure::Failure;
+
+/// Key, kind of value and purpose of each option, in the order in which help lists them.
+pub(crate) const AMENDABLE: [(&str, &str, &str); 8] = [
+    ("backing_file", "str", "the image that this one is stacked on: only as it is, `rebase` changes it"),
+    ("backing_fmt", "str", "format of the backing file: only as it is"),
+    ("compat", "str", "version of the format: 1.1 or v3, 0.10 or v2"),
+    ("data_file", "str", "name of the external data file, which the image must have"),
+    ("data_file_raw", "on/off", "the data file stays a raw image of the disk: can be switched off"),
+    ("lazy_refcounts", "on/off", "refcounts may be written late"),
+    ("refcount_bits", "num", "width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64"),
+    ("size", "size", "size of the disk"),
+];
+
+/// Options that only a new image takes.
+const CREATION_ONLY: [&str; 8] = [
+    "cluster_size",
+    "compression_type",
+    "extended_l2",
+    "preallocation",
+    "encryption",
+    "encrypt.format",
+    "nocow",
+    "encrypt.cipher-alg",
+];
+
+/// What `-o` asks for.
+#[derive(Debug)]
+pub(crate) struct Amendment {
+    /// What the library is told.
+    pub(crate) options: AmendOptions,
+    /// What `backing_file` and `backing_fmt` say, which must be what the image says.
+    pub(crate) backing: Option<(Option<String>, Option<String>)>,
+}
+
+impl Amendment {
+    /// Checks the options, for a qcow2 image.
+    pub(crate) fn parse(given: &KeyValues) -> Result<Amendment, Failure> {
+        for (key, _) in given.iter() {
+            check_key(key)?;
+        }
+        let owned = |key: &str| given.get(key).map(str::to_owned);
+        let (file, format) = (owned("backing_file"), owned("backing_fmt"));
+        let size = given.get("size").map(parse_size).transpose();
+        let size = size.map_err(|why| Failure::usage(format!("size: {why}")))?;
+        let lazy = switch(given, "lazy_refcounts")?;
+        Ok(Amendment {
+            options: AmendOptions {
+                version: given.get("compat").map(version).transpose()?,
+                lazy_refcounts: lazy.map(|on| if on { LazyRefcounts::On } else { LazyRefcounts::Off }),
+                refcount_bits: given.get("refcount_bits").map(refcount_bits).transpose()?,
+                data_file: given.get("data_file").map(OsString::from),
+                data_file_raw: switch(given, "data_file_raw")?,
+                // A size of 0 asks for nothing, as qemu-img has it.
+                size: size.filter(|&size| size > 0),
+                ..AmendOptions::default()
+            },
+            backing: (file.is_some() || format.is_some()).then_some((file, format)),
+        })
+    }
+}
+
+fn check_key(key: &str) -> Result<(), Failure> {
+    if AMENDABLE.iter().any(|(known, ..)| *known == key) {
+        return Ok(());
+    }
+    if CREATION_ONLY.contains(&key) {
+        return Err(Failure::usage(format!("'{key}' is an option of new images only"))
+            .hint("Convert the image to give it another value: cowimg convert -O qcow2 -o ..."));
+    }
+    if key.starts_with("encrypt.") {
+        return Err(Failure::usage(format!("option '{key}' is not handled by this version of cowimg"))
+            .hint("The key slots of an encrypted image stay as they are"));
+    }
+    let failure = Failure::usage(format!("there is no option '{key}'"));
+    Err(match nearest(key, AMENDABLE.iter().map(|(known, ..)| *known)) {
+        Some(known) => failure.hint(format!("Did you mean '{known}'? `-o help` lists all options")),
+        None => failure.hint("`-o help` lists all options"),
+    })
+}
+
+fn version(word: &str) -> Result<Version, Failure> {
+    match word {
+        "1.1" | "v3" => Ok(Version::V3),
+        "0.10" | "v2" => Ok(Version::V2),
+        _ => Err(not_a_choice("compat", word, "1.1 (or v3), 0.10 (or v2)")),
+    }
+}
+
+fn refcount_bits(word: &str) -> Result<u32, Failure> {
+    match word.parse() {
+        Ok(bits @ (1 | 2 | 4 | 8 | 16 | 32 | 64)) => Ok(bits),
+        _ => Err(not_a_choice("refcount_bits", word, "1, 2, 4, 8, 16, 32 or 64")),
+    }
+}
+
+fn switch(given: &KeyValues, key: &str) -> Result<Option<bool>, Failure> {
+    match given.get(key) {
+        None => Ok(None),
+        Some("on" | "yes" | "true" | "y") => Ok(Some(true)),
+        Some("off" | "no" | "false" | "n") => Ok(Some(false)),
+        Some(word) => Err(not_a_choice(key, word, "on or off")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(list: &str) -> Result<Amendment, Failure> {
+        Amendment::parse(&KeyValues::parse(&[list]).unwrap())
+    }
+
+    #[test]
+    fn every_option_reaches_its_field() {
+        let list = "compat=v2,lazy_refcounts=off,refcount_bits=8,data_file=a,data_file_raw=no,size=1M,backing_fmt=raw";
+        let Amendment { options, backing } = parse(list).unwrap();
+        assert_eq!(options.version, Some(Version::V2));
+        assert_eq!(options.lazy_refcounts, Some(LazyRefcounts::Off));
+        assert_eq!(options.refcount_bits, Some(8));
+        assert_eq!(options.data_file, Some("a".into()));
+        assert_eq!(options.data_file_raw, Some(false));
+        assert_eq!(options.size, Some(1 << 20));
+        assert_eq!(backing, Some((None, Some("raw".to_owned()))));
+        assert_eq!(parse("size=0").unwrap().options, AmendOptions::default());
+    }
+
+    #[test]
+    fn what_cannot_be_amended_is_refused_by_name() {
+        let refusal = |list: &str| parse(list).unwrap_err().to_string();
+        assert!(refusal("cluster_size=4k").starts_with("'cluster_size' is an option of new images only"));
+        assert!(refusal("encrypt.keyslot=1").contains("not handled"));
+        assert!(refusal("refcount_bit=1").contains("Did you mean 'refcount_bits'?"));
+        for list in ["compat=3", "refcount_bits=0", "refcount_bits=7", "lazy_refcounts=x", "size=x"] {
+            assert!(parse(list).is_err(), "{list}");
+        }
+    }
+}

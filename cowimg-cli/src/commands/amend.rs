@@ -1,0 +1,133 @@
+//! `cowimg amend`
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+
+use cowimg::progress::Control;
+use cowimg::{CacheMode, ErrorKind, Format, Image, Shrink};
+
+use crate::args::amend_options::{AMENDABLE, Amendment};
+use crate::args::cache_mode::parse_cache_mode;
+use crate::args::image::parse_format;
+use crate::args::image_name::{ImageForm, ImageName};
+use crate::args::key_values::KeyValues;
+use crate::args::object::Objects;
+use crate::console::Console;
+use crate::exit_code::ExitCode;
+use crate::failure::{Failure, os_message};
+use crate::interrupt::Interrupt;
+use crate::manner::Manner;
+use crate::progress_bar::{Display, Wanted};
+
+/// Change what a qcow2 image was created with
+///
+/// Version of the format, width of refcounts, lazy refcounts, the name of an external data file, size: see '-o help'.
+/// An option that cannot be had changes nothing. An amendment that is stopped leaves a sound image: ask again.
+#[derive(Debug, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub(crate) struct Args {
+    /// The image's format; without it the format is found by looking at the first bytes
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = parse_format)]
+    format: Option<Format>,
+
+    /// FILE is a description of the image, such as driver=qcow2,file.filename=NAME
+    #[arg(long)]
+    image_opts: bool,
+
+    #[command(flatten)]
+    objects: Objects,
+
+    /// How the host caches FILE: writeback, writethrough, none, directsync or unsafe
+    #[arg(short = 't', long, value_name = "CACHE", value_parser = parse_cache_mode, default_value = "writeback")]
+    cache: CacheMode,
+
+    /// What is to change: key=value, separated by commas ('-o help' lists them)
+    #[arg(short = 'o', long, value_name = "OPTIONS", required = true, action = clap::ArgAction::Append)]
+    options: Vec<String>,
+
+    /// Change also what loses data: with size= the disk may become smaller
+    #[arg(long)]
+    force: bool,
+
+    /// Print progress as lines on standard output
+    #[arg(short = 'p', long)]
+    progress: bool,
+
+    /// Print nothing when all is well
+    #[arg(short = 'q', long)]
+    quiet: bool,
+
+    /// The image file
+    #[arg(value_name = "FILE")]
+    file: Option<OsString>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
+    let given = KeyValues::parse(&args.options)?;
+    if given.asks_for_help() && args.format == Some(Format::Qcow2) {
+        return help(out);
+    }
+    let Some(file) = &args.file else {
+        return Err(Failure::usage("which image is to be amended?"));
+    };
+    args.objects.register()?;
+    let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
+    let mut image = ImageName::parse(file, form)?.cached(args.cache).open_to_write()?;
+    if image.format() == Format::Raw {
+        return Err(Failure::new("a raw image has no options that could be changed"));
+    }
+    if given.asks_for_help() {
+        return help(out);
+    }
+    let mut wanted = Amendment::parse(&given)?;
+    check_backing(&image, wanted.backing.as_ref())?;
+    let may_shrink = args.force || out.manner == Manner::QemuImg;
+    wanted.options.shrink = if may_shrink { Shrink::Allow } else { Shrink::Refuse };
+    if let Some(size) = wanted.options.size.filter(|&size| size < image.size() && !may_shrink) {
+        let old = image.size();
+        return Err(Failure::new(format!(
+            "the disk has {old} bytes and would lose all beyond {size}, for good: that wants --force"
+        )));
+    }
+    let interrupt = Interrupt::listen()
+        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let display = Display::start(match args {
+        Args { quiet: true, .. } => Wanted::Nothing,
+        Args { progress: true, .. } => Wanted::Steps,
+        _ => Wanted::Bar,
+    });
+    let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
+    let amended = image.amend(&wanted.options, &control);
+    display.finish();
+    amended.map_err(|error| match (error.kind(), interrupt.signal()) {
+        (ErrorKind::Cancelled, Some(signal)) => Failure::stopped(
+            signal,
+            "stopped; the image is sound, and has a part of what was asked for at most",
+        )
+        .hint("Amending it again finishes that"),
+        _ => error.into(),
+    })?;
+    image.close()?;
+    Ok(ExitCode::Success)
+}
+
+/// The backing file is changed by `rebase` alone; here it may only be named as it is.
+fn check_backing(image: &Image, wanted: Option<&(Option<String>, Option<String>)>) -> Result<(), Failure> {
+    let Some((file, format)) = wanted else { return Ok(()) };
+    let info = image.info()?;
+    let name = info.backing.as_ref().map(|backing| backing.name.as_os_str());
+    let recorded = info.backing.as_ref().and_then(|backing| backing.format.as_deref());
+    if file.as_ref().map(OsStr::new) == name && format.as_deref() == recorded {
+        return Ok(());
+    }
+    Err(Failure::new("the backing file cannot be amended").hint("`rebase` changes it"))
+}
+
+fn help(out: &mut Console) -> Result<ExitCode, Failure> {
+    writeln!(out, "What can be amended in an image of format qcow2:")?;
+    for (key, value, purpose) in AMENDABLE {
+        writeln!(out, "  {:<24} {purpose}", format!("{key}=<{value}>"))?;
+    }
+    Ok(ExitCode::Success)
+}
