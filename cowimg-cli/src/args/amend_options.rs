@@ -43,21 +43,25 @@ pub(crate) struct Amendment {
 }
 
 impl Amendment {
-    /// Checks the options, for a qcow2 image.
-    pub(crate) fn parse(given: &KeyValues) -> Result<Amendment, Failure> {
+    /// Checks the options, for a qcow2 image, and says what stands against amending it so. Fails for what is no option, or
+    /// no value of the option's kind: qemu-img finds out about the rest when it has begun to show progress.
+    pub(crate) fn parse(given: &KeyValues) -> Result<(Amendment, Option<Failure>), Failure> {
+        let mut objection = None;
         for (key, _) in given.iter() {
-            check_key(key)?;
+            check_key(key, &mut objection)?;
         }
         let owned = |key: &str| given.get(key).map(str::to_owned);
         let (file, format) = (owned("backing_file"), owned("backing_fmt"));
         let size = given.get("size").map(parse_size).transpose();
         let size = size.map_err(|why| Failure::usage(format!("size: {why}")))?;
         let lazy = switch(given, "lazy_refcounts")?;
-        Ok(Amendment {
+        let version = given.get("compat").and_then(|word| known(version(word), &mut objection));
+        let bits = given.get("refcount_bits").map(number).transpose()?;
+        let amendment = Amendment {
             options: AmendOptions {
-                version: given.get("compat").map(version).transpose()?,
+                version,
                 lazy_refcounts: lazy.map(|on| if on { LazyRefcounts::On } else { LazyRefcounts::Off }),
-                refcount_bits: given.get("refcount_bits").map(refcount_bits).transpose()?,
+                refcount_bits: bits.and_then(|bits| known(refcount_bits(bits), &mut objection)),
                 data_file: given.get("data_file").map(OsString::from),
                 data_file_raw: switch(given, "data_file_raw")?,
                 // A size of 0 asks for nothing, as qemu-img has it.
@@ -65,11 +69,23 @@ impl Amendment {
                 ..AmendOptions::default()
             },
             backing: (file.is_some() || format.is_some()).then_some((file, format)),
-        })
+        };
+        Ok((amendment, objection))
     }
 }
 
-fn check_key(key: &str) -> Result<(), Failure> {
+/// A value, or one more objection.
+fn known<T>(value: Result<T, Failure>, objection: &mut Option<Failure>) -> Option<T> {
+    match value {
+        Ok(value) => Some(value),
+        Err(failure) => {
+            objection.get_or_insert(failure);
+            None
+        }
+    }
+}
+
+fn check_key(key: &str, objection: &mut Option<Failure>) -> Result<(), Failure> {
     if AMENDABLE.iter().any(|(known, ..)| *known == key) {
         return Ok(());
     }
@@ -78,8 +94,11 @@ fn check_key(key: &str) -> Result<(), Failure> {
             .hint("Convert the image to give it another value: cowimg convert -O qcow2 -o ..."));
     }
     if key.starts_with("encrypt.") {
-        return Err(Failure::usage(format!("option '{key}' is not handled by this version of cowimg"))
-            .hint("The key slots of an encrypted image stay as they are"));
+        objection.get_or_insert(
+            Failure::usage(format!("option '{key}' is not handled by this version of cowimg"))
+                .hint("The key slots of an encrypted image stay as they are"),
+        );
+        return Ok(());
     }
     let failure = Failure::usage(format!("there is no option '{key}'"));
     Err(match nearest(key, AMENDABLE.iter().map(|(known, ..)| *known)) {
@@ -96,10 +115,22 @@ fn version(word: &str) -> Result<Version, Failure> {
     }
 }
 
-fn refcount_bits(word: &str) -> Result<u32, Failure> {
-    match word.parse() {
+/// A number as C writes them: hexadecimal after 0x, octal after 0.
+fn number(word: &str) -> Result<i128, Failure> {
+    let (digits, is_negative) = word.strip_prefix('-').map_or((word, false), |digits| (digits, true));
+    let parsed = match (digits.strip_prefix("0x").or(digits.strip_prefix("0X")), digits.strip_prefix('0')) {
+        (Some(hexadecimal), _) => u64::from_str_radix(hexadecimal, 16),
+        (None, Some(octal)) if !octal.is_empty() => u64::from_str_radix(octal, 8),
+        (None, _) => digits.parse(),
+    };
+    let value = parsed.map_err(|_| Failure::usage(format!("refcount_bits: '{word}' is not a number")))?;
+    Ok(if is_negative { -i128::from(value) } else { i128::from(value) })
+}
+
+fn refcount_bits(bits: i128) -> Result<u32, Failure> {
+    match u32::try_from(bits) {
         Ok(bits @ (1 | 2 | 4 | 8 | 16 | 32 | 64)) => Ok(bits),
-        _ => Err(not_a_choice("refcount_bits", word, "1, 2, 4, 8, 16, 32 or 64")),
+        _ => Err(not_a_choice("refcount_bits", &bits.to_string(), "1, 2, 4, 8, 16, 32 or 64")),
     }
 }
 
@@ -117,7 +148,10 @@ mod tests {
     use super::*;
 
     fn parse(list: &str) -> Result<Amendment, Failure> {
-        Amendment::parse(&KeyValues::parse(&[list]).unwrap())
+        match Amendment::parse(&KeyValues::parse(&[list]).unwrap())? {
+            (amendment, None) => Ok(amendment),
+            (_, Some(objection)) => Err(objection),
+        }
     }
 
     #[test]
@@ -131,6 +165,8 @@ mod tests {
         assert_eq!(options.data_file_raw, Some(false));
         assert_eq!(options.size, Some(1 << 20));
         assert_eq!(backing, Some((None, Some("raw".to_owned()))));
+        assert_eq!(parse("refcount_bits=0x10").unwrap().options.refcount_bits, Some(16));
+        assert_eq!(parse("refcount_bits=020").unwrap().options.refcount_bits, Some(16));
         assert_eq!(parse("size=0").unwrap().options, AmendOptions::default());
     }
 
@@ -140,7 +176,14 @@ mod tests {
         assert!(refusal("cluster_size=4k").starts_with("'cluster_size' is an option of new images only"));
         assert!(refusal("encrypt.keyslot=1").contains("not handled"));
         assert!(refusal("refcount_bit=1").contains("Did you mean 'refcount_bits'?"));
-        for list in ["compat=3", "refcount_bits=0", "refcount_bits=7", "lazy_refcounts=x", "size=x"] {
+        for list in [
+            "compat=3",
+            "refcount_bits=0",
+            "refcount_bits=7",
+            "refcount_bits=-8",
+            "lazy_refcounts=x",
+            "size=x",
+        ] {
             assert!(parse(list).is_err(), "{list}");
         }
     }

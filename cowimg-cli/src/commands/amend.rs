@@ -80,8 +80,19 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     if given.asks_for_help() {
         return help(out);
     }
-    let mut wanted = Amendment::parse(&given)?;
-    check_backing(&image, wanted.backing.as_ref())?;
+    let (mut wanted, mut objection) = Amendment::parse(&given).or_else(|failure| {
+        // The end of qemu-img's progress lines.
+        if args.progress && !args.quiet && out.manner == Manner::QemuImg {
+            writeln!(out)?;
+        }
+        Err(failure)
+    })?;
+    if let Err(failure) = check_backing(&image, wanted.backing.as_ref()) {
+        objection.get_or_insert(failure);
+    }
+    if let Some(objection) = objection.take_if(|_| out.manner == Manner::Cowimg) {
+        return Err(objection);
+    }
     let may_shrink = args.force || out.manner == Manner::QemuImg;
     wanted.options.shrink = if may_shrink { Shrink::Allow } else { Shrink::Refuse };
     if let Some(size) = wanted.options.size.filter(|&size| size < image.size() && !may_shrink) {
@@ -98,6 +109,10 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         _ => Wanted::Bar,
     });
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
+    if let Some(objection) = objection {
+        display.finish();
+        return Err(objection);
+    }
     let amended = image.amend(&wanted.options, &control);
     display.finish();
     amended.map_err(|error| match (error.kind(), interrupt.signal()) {
