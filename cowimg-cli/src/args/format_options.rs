@@ -207,6 +207,7 @@ impl FormatOptions {
         }
         let owned = |key: &str| given.get(key).map(str::to_owned);
         let backing_format = given.get("backing_fmt").map(parse_format).transpose();
+        parse_switch(given, "encryption")?;
         let mut objection = None;
         let options = FormatOptions {
             size: parse_size_option(given, "size")?,

@@ -144,8 +144,8 @@ impl Operands {
                 b"if" => operands.input = Some(value),
                 b"of" => operands.output = Some(value),
                 b"bs" => operands.block = Some(block_size(&value)?),
-                b"count" => operands.count = Some(number("count", &value)?),
-                b"skip" => operands.skip = Some(number("skip", &value)?),
+                b"count" => operands.count = Some(blocks("count", &value)?),
+                b"skip" => operands.skip = Some(blocks("skip", &value)?),
                 _ => return Err(unknown()),
             }
         }
@@ -173,6 +173,18 @@ fn number(key: &str, value: &OsStr) -> Result<u64, Failure> {
     parse_size(text).map_err(|why| Failure::usage(format!("{key}=: {why}")))
 }
 
+/// A number of blocks: no size, and so without a suffix.
+fn blocks(key: &str, value: &OsStr) -> Result<u64, Failure> {
+    let text = value.to_str().unwrap_or_default();
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    parsed.filter(|&count| i64::try_from(count).is_ok()).ok_or_else(|| {
+        Failure::usage(format!("{key}= is '{text}'; it must be a number of blocks, without a suffix"))
+    })
+}
+
 fn block_size(value: &OsStr) -> Result<u64, Failure> {
     let size = number("bs", value)?;
     if (1..=MAX_BLOCK).contains(&size) {
@@ -198,13 +210,13 @@ mod tests {
         assert_eq!(range(&["bs=1k", "skip=1", "count=2"], 4096), (1024, 2048));
         assert_eq!(range(&["skip=7"], 4096), (3584, 4096));
         assert_eq!(range(&["skip=9"], 4096), (4096, 4096));
-        assert_eq!(range(&["count=7E", "bs=512"], 4096), (0, 4096));
-        assert_eq!(range(&["skip=4E", "bs=1G"], 4096).1, 4096);
+        assert_eq!(range(&["count=9223372036854775807", "bs=512"], 4096), (0, 4096));
+        assert_eq!(range(&["skip=4611686018427387904", "bs=1G"], 4096).1, 4096);
     }
 
     #[test]
     fn an_operand_that_does_not_exist_is_refused() {
-        for word in ["seek=1", "if", "", "BS=1", "bs=0", "bs=2G", "bs=x", "count=-1", "skip="] {
+        for word in ["seek=1", "if", "", "BS=1", "bs=0", "bs=2G", "bs=x", "count=-1", "count=1k", "skip="] {
             assert!(Operands::parse(&[word.into()]).is_err(), "{word}");
         }
     }

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     image_opts: bool,
 
     /// Format of the new image: raw or qcow2
-    #[arg(short = 'O', value_name = "FMT", value_parser = parse_format, default_value = "raw")]
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = parse_format, default_value = "raw")]
     target_format: Format,
 
     /// Options of the new image's format: key=value, separated by commas

@@ -1,0 +1,45 @@
+//! Every subcommand beside the real qemu-img: tables of command lines, each run by both on equal images.
+//!
+//! Our program is called through a link named `qemu-img`. For each row:
+//!
+//! * standard output is the same byte for byte, but for what is never the same twice (see `spoken`);
+//! * the exit code is the same;
+//! * the same files are there afterwards, each with the same disk, the same snapshots and bitmaps, and the same header as far as it does not say where things lie;
+//! * the real `qemu-img check` finds our images clean, or exactly as damaged as its own;
+//! * a command that is refused says why, after `qemu-img: `, and changes no file.
+//!
+//! What is not in the tables: long options that the help of qemu-img 10.0.2 names and its parser does not know
+//! (`convert --compress`, `snapshot --create` and others), which work here; `-o nocow` and `-o extent_size_hint`; a
+//! backing file that is named by a description (`json:`); a rebase to a base whose stated format is wrong, which is refused
+//! here; a new image over a base whose own base is gone, which is made here, as an image
+//! whose base is gone is checked here; names that start with an unknown protocol,
+//! which are plain names here; a change to version 2 of an image with snapshots that share a zero cluster, after which
+//! qemu-img 10.0.2 has other bytes in a snapshot.
+//!
+//! One file per subcommand. A row is a line of text; `row` says how it is written. The reference is qemu-img 10; where
+//! an older one is installed, rows that it answers differently are left out, and the test says how many.
+//! To prove the tables themselves, run them with `COWIMG_COMPAT_PROGRAM` naming a real qemu-img.
+
+mod amend;
+mod bench;
+mod bench_folder;
+mod bitmap;
+mod check;
+mod command_line;
+mod commit;
+mod compare;
+mod convert;
+mod create;
+mod dd;
+mod images;
+mod info;
+mod map;
+mod measure;
+mod outcome;
+mod rebase;
+mod resize;
+mod row;
+mod runner;
+mod snapshot;
+mod spoken;
+mod stored_bitmaps;
