@@ -70,7 +70,7 @@ pub mod encryption {
 
 /// The consistency check of qcow2 images.
 pub mod check {
-    pub use crate::chain::check_file;
+    pub use crate::chain::{check_file, repair_file};
     pub use crate::qcow2::check::*;
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use cowimg::check::{CheckReport, check_file};
+use cowimg::check::{CheckReport, Repair, check_file, repair_file};
 use cowimg::{CacheMode, Format};
 
 use crate::args::cache_mode::parse_cache_mode;
@@ -15,12 +15,17 @@ use crate::output::check::{self, CheckSummary};
 
 /// Look for contradictions and wasted space in an image
 ///
-/// Nothing is changed. Exit codes: 0 nothing found, 1 the check could not be done or completed, 2 contradictions that
-/// can cost data, 3 wasted space only, 63 the format has nothing to check.
+/// Nothing is changed without -r. Exit codes: 0 nothing found, or nothing left after a repair, 1 the check could not be
+/// done or completed, 2 contradictions that can cost data, 3 wasted space only, 63 the format has nothing to check.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
+
+    /// Repair what can be repaired safely: leaks gives wasted space back, all makes refcounts and flags right too; entries of
+    /// tables that are damaged stay as they are
+    #[arg(short = 'r', long, value_name = "WHAT", value_parser = parse_repair)]
+    repair: Option<Repair>,
 
     /// Cache mode of the image: writeback, writethrough, none (past the host's cache), directsync or unsafe
     #[arg(short = 'T', long, value_name = "MODE", value_parser = parse_cache_mode, default_value = "writeback")]
@@ -43,9 +48,20 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))
             .code(ExitCode::CheckUnsupported));
     }
-    let report = check_file(file, options)?;
-    list_findings(&report);
+    let (report, fixed) = match args.repair {
+        None => (check_file(file, options)?, (0, 0)),
+        Some(repair) => {
+            let repaired = repair_file(file, options, repair)?;
+            list_findings(&repaired.before);
+            (repaired.after, (repaired.leaks_fixed, repaired.corruptions_fixed))
+        }
+    };
+    if args.repair.is_none() || fixed != (0, 0) {
+        list_findings(&report);
+    }
     let summary = CheckSummary {
+        leaks_fixed: fixed.0,
+        corruptions_fixed: fixed.1,
         filename: shown.as_bytes().to_vec(),
         format: format.as_str(),
         corruptions: report.corruptions,
@@ -64,6 +80,14 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         }
     }
     Ok(exit_code(&report))
+}
+
+fn parse_repair(word: &str) -> Result<Repair, String> {
+    match word {
+        "leaks" => Ok(Repair::Leaks),
+        "all" => Ok(Repair::All),
+        _ => Err(format!("'{word}' is no kind of repair; there are leaks and all")),
+    }
 }
 
 /// The findings, one per line. The report counts those, too, that are too many to list.

@@ -17,6 +17,10 @@ pub(crate) struct CheckSummary {
     pub(crate) leaks: u64,
     /// Things that could not be looked at.
     pub(crate) check_errors: u64,
+    /// Clusters that a repair has given back.
+    pub(crate) leaks_fixed: u64,
+    /// Contradictions that a repair has resolved.
+    pub(crate) corruptions_fixed: u64,
     /// Where the used part of the file ends, in bytes.
     pub(crate) image_end_offset: u64,
     /// Clusters of the disk.
@@ -31,6 +35,12 @@ pub(crate) struct CheckSummary {
 
 /// The report for a person.
 pub(crate) fn human(summary: &CheckSummary, out: &mut dyn Write) -> io::Result<()> {
+    if summary.leaks_fixed + summary.corruptions_fixed > 0 {
+        writeln!(out, "The following inconsistencies were found and repaired:\n")?;
+        writeln!(out, "    {} leaked clusters", summary.leaks_fixed)?;
+        writeln!(out, "    {} corruptions\n", summary.corruptions_fixed)?;
+        writeln!(out, "Double checking the fixed image now...")?;
+    }
     if summary.corruptions == 0 && summary.leaks == 0 && summary.check_errors == 0 {
         writeln!(out, "No errors were found on the image.")?;
     }
@@ -71,8 +81,10 @@ pub(crate) fn json(summary: &CheckSummary) -> Json {
         counted("compressed-clusters", summary.compressed_clusters),
         counted("total-clusters", summary.total_clusters),
         counted("corruptions", summary.corruptions),
+        counted("corruptions-fixed", summary.corruptions_fixed),
         always("check-errors", summary.check_errors),
         counted("leaks", summary.leaks),
+        counted("leaks-fixed", summary.leaks_fixed),
         counted("allocated-clusters", summary.allocated_clusters),
         Some(("filename", summary.filename.as_slice().into())),
         Some(("format", summary.format.into())),

@@ -122,6 +122,7 @@ bitmap --nosuch bm.qcow2 b0
 bitmap -x bm.qcow2 b0
 bitmap --add -f nosuch bm.qcow2 new
 bitmap --add short.qcow2 new
+bitmap --add dirty.qcow2 new
 bitmap --add corrupt.qcow2 new
 bitmap --image-opts --add bm.qcow2 new
 snapshot -a nosuch bm.qcow2

@@ -60,6 +60,11 @@ check -Tunsafe plain.qcow2
 check --cache=directsync plain.qcow2  # since 10
 check --image-opts driver=qcow2,file.filename=plain.qcow2
 check 'json:{"driver":"qcow2","file":{"driver":"file","filename":"plain.qcow2"}}'
+check -r leaks plain.qcow2
+check -r all plain.qcow2
+check --repair=all --output=json plain.qcow2
+check -rall snap.qcow2
+check -r leaks bm.qcow2
 check --object secret,id=s0,data=abc plain.qcow2
 create -q -f qcow2 huge.qcow2 1T ; check huge.qcow2
 "#,
@@ -73,15 +78,30 @@ check top.qcow2
 check leak.qcow2  # damaged
 check --output=json leak.qcow2  # damaged
 check -q leak.qcow2  # damaged
+check -r leaks leak.qcow2  # damaged
+check -q -r leaks leak.qcow2  # damaged
+check -r all leak.qcow2  # damaged
+check -r leaks --output=json leak.qcow2  # damaged
+check -r all leak.qcow2 ; check leak.qcow2  # damaged
 check high.qcow2  # damaged
 check --output=json high.qcow2  # damaged
+check -r leaks high.qcow2  # damaged
+check -r all high.qcow2  # damaged
 check low.qcow2  # damaged
 check --output=json low.qcow2  # damaged
+check -r all low.qcow2  # damaged; layout: the refcounts are built anew at another place
 check both.qcow2  # damaged
+check -r all both.qcow2  # damaged; layout: the refcounts are built anew at another place
 check flag.qcow2  # damaged
+check -r all flag.qcow2  # damaged
+check -r all --output=json flag.qcow2  # damaged
 check noblock.qcow2  # damaged
 check dirty.qcow2  # damaged
+check -r leaks dirty.qcow2
+check -r all dirty.qcow2
+check -r all --output=json dirty.qcow2
 check corrupt.qcow2
+check -r all corrupt.qcow2
 check whole.qcow2
 ",
 };
@@ -95,14 +115,20 @@ check base.img
 check -f raw base.img
 check -q base.img
 check --output=json base.img
+check -r all base.img
 check missing.qcow2
 check folder
 check short.qcow2
 check unknown.qcow2
+check -r all unknown.qcow2
 check clusters.qcow2
 check text.img
 check -f qcow2 text.img
 check -f nosuch whole.qcow2
+check -r
+check -r nosuch whole.qcow2
+check -r '' whole.qcow2
+check -U -r all whole.qcow2
 check --output=yaml whole.qcow2
 check -T nosuch whole.qcow2
 check --nosuch whole.qcow2

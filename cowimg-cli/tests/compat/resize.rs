@@ -67,6 +67,7 @@ resize --preallocation=full -f raw base.img 5M
 resize --image-opts driver=qcow2,file.filename=plain.qcow2 8M
 resize --image-opts driver=raw,file.filename=base.img 8M
 resize --object secret,id=s0,data=abc plain.qcow2 8M
+resize dirty.qcow2 2M
 resize
 resize plain.qcow2
 resize 8M

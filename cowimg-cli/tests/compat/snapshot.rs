@@ -55,6 +55,7 @@ snapshot -d 1 snap.qcow2 ; snapshot -c new snap.qcow2 ; snapshot -l snap.qcow2
 snapshot --image-opts -c new driver=qcow2,file.filename=plain.qcow2
 snapshot --object secret,id=s0,data=abc -c new plain.qcow2
 snapshot -c a bm.qcow2
+snapshot -c a dirty.qcow2
 snapshot -l gone.qcow2
 snapshot -l -c new plain.qcow2
 snapshot -c a -c b plain.qcow2

@@ -33,7 +33,7 @@ fn comparable_line(line: &str, left_out: LeftOut) -> String {
         line = after(&line, label, |rest| rest.ends_with(','));
     }
     if line.starts_with("Run completed in ") {
-        line = "Run completed in * seconds.".to_owned();
+        "Run completed in * seconds.".clone_into(&mut line);
     }
     if left_out.dates {
         for label in ["\"date-sec\": ", "\"date-nsec\": "] {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::bitmaps::Bitmaps;
+use super::check::{Repair, repair_storage};
 use super::compressed::DecompressedCluster;
 use super::failed::Failure;
 use super::guest_data::{DataOptions, GuestData};
@@ -73,6 +74,10 @@ impl Qcow2 {
         refuse_unsupported(&header, &options.data)?;
         let data = GuestData::new(&storage, options.data);
         let mode = if options.writable { Mode::ReadWrite } else { Mode::ReadOnly };
+        let header = match mode {
+            Mode::ReadWrite => without_dirt(&*storage, header)?,
+            Mode::ReadOnly => header,
+        };
         if mode == Mode::ReadWrite {
             refuse_writing(&header, &*storage)?;
         }
@@ -222,6 +227,16 @@ fn refuse_unsupported(header: &Header, data: &DataOptions) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// An image that was not closed after it was written with lazy refcounts gets them right before it is written again (W6).
+fn without_dirt(storage: &dyn Storage, header: Header) -> Result<Header> {
+    let is_marked = |mark| header.incompatible.contains(mark);
+    if !is_marked(Incompatible::DIRTY) || is_marked(Incompatible::CORRUPT) || storage.is_read_only() {
+        return Ok(header);
+    }
+    repair_storage(storage, Repair::All)?;
+    Qcow2::read_header(storage)
 }
 
 /// What this version reads and must not write.

@@ -6,10 +6,11 @@
 //! | 24..48 | size, crypt_method, l1_size, l1_table_offset | resize |
 //! | 48..60 | refcount_table_offset, refcount_table_clusters | the refcount table moves |
 //! | 60..72 | nb_snapshots, snapshots_offset | with the above |
+//! | 72..80 | incompatible_features | an image is repaired |
 //! | 88..96 | autoclear_features | before the first change of an image |
 
 use super::address::HostOffset;
-use super::features::Autoclear;
+use super::features::{Autoclear, Incompatible};
 use super::header::Header;
 
 /// Offset within the file, and the bytes to write there.
@@ -38,6 +39,11 @@ pub fn size_and_tables(header: &Header) -> FieldWrite {
     bytes.extend(header.snapshot_count.to_be_bytes());
     bytes.extend(header.snapshot_table.get().to_be_bytes());
     (start, bytes)
+}
+
+/// The incompatible feature bits (version 3 only).
+pub fn incompatible(features: Incompatible) -> FieldWrite {
+    (72, features.0.to_be_bytes().to_vec())
 }
 
 /// The autoclear feature bits (version 3 only).

@@ -23,6 +23,7 @@ mod issue;
 mod l2;
 mod ledger;
 mod references;
+mod repair;
 mod scan;
 mod snapshots;
 mod stored;
@@ -39,6 +40,7 @@ use crate::format::qcow2::Header;
 use crate::storage::Storage;
 
 pub use issue::{CheckIssue, Finding, L1Problem, L1Site, L2Problem, L2Site, Severity};
+pub use repair::{Repair, RepairReport, repair_storage};
 
 /// What a check found. Clusters are counted as the image's own, whatever a backing file has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +76,21 @@ impl CheckReport {
     }
 }
 
+/// What a check has read, and what it says.
+struct Examined<'a> {
+    subject: Subject<'a>,
+    ledger: Ledger,
+    stored: StoredRefcounts<'a>,
+    report: CheckReport,
+}
+
 /// Checks the image in `storage`, whose header has been decoded. What an engine holds back must have been flushed.
 pub fn check(storage: &dyn Storage, header: &Header) -> Result<CheckReport> {
+    Ok(examine(storage, header)?.report)
+}
+
+/// The check, with all that a repair needs of it.
+fn examine<'a>(storage: &'a dyn Storage, header: &'a Header) -> Result<Examined<'a>> {
     let unknown = header.unknown_incompatible();
     if !unknown.is_empty() {
         return Err(Error::unsupported(format!(
@@ -91,17 +106,19 @@ pub fn check(storage: &dyn Storage, header: &Header) -> Result<CheckReport> {
     compare::refcount_blocks(&subject, &stored, &mut ledger);
     let image_end_offset = compare::compare(&subject, &stored, &mut ledger);
 
-    Ok(CheckReport {
-        leaks: ledger.issues.leaks,
-        corruptions: ledger.issues.corruptions,
-        check_errors: ledger.issues.check_errors,
-        issues: ledger.issues.into_issues(),
+    let found = std::mem::take(&mut ledger.issues);
+    let report = CheckReport {
+        leaks: found.leaks,
+        corruptions: found.corruptions,
+        check_errors: found.check_errors,
+        issues: found.into_issues(),
         image_end_offset,
         total_clusters: subject.geometry.clusters_for(header.size / 512 * 512),
         allocated_clusters: tallies.allocated,
         fragmented_clusters: tallies.fragmented,
         compressed_clusters: tallies.compressed,
-    })
+    };
+    Ok(Examined { subject, ledger, stored, report })
 }
 
 /// Checks the qcow2 image in `storage`: [`check`] with the header as it stands there.
