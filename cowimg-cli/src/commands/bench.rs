@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use cowimg::storage::PageBuffer;
 use cowimg::{CacheMode, Error, Image};
 
 use crate::args::cache_mode::parse_cache_mode;
@@ -204,7 +205,8 @@ impl Run<'_> {
     }
 
     fn send(&self, end: u64) {
-        let mut buf = vec![self.args.pattern; self.args.buffer_size as usize];
+        let mut buf = PageBuffer::new(self.args.buffer_size as usize);
+        buf.fill(self.args.pattern);
         while !self.failed.load(Ordering::Relaxed) {
             let taken = self
                 .next

@@ -125,7 +125,7 @@ impl<'a> Run<'a> {
             control,
             || self.next_piece(&mut left),
             |piece, buf| {
-                buf.resize(if piece.is_zero { 0 } else { piece.range.len() as usize }, 0);
+                buf.resize(if piece.is_zero { 0 } else { piece.range.len() as usize });
                 self.image.read_at(buf, piece.range.start())
             },
             |piece, (), buf| {

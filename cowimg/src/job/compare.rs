@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::extent::{Extent, ExtentKind};
 use crate::progress::Control;
 use crate::range::ByteRange;
+use crate::storage::PageBuffer;
 
 /// The most that is compared as one portion, in bytes.
 const PORTION: u64 = 2 << 20;
@@ -222,7 +223,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn work(&self) {
-        let mut bufs = [vec![0; STEP as usize], vec![0; STEP as usize]];
+        let mut bufs = [PageBuffer::new(STEP as usize), PageBuffer::new(STEP as usize)];
         while let Some(portion) = self.next_portion() {
             match self.examine(&portion, &mut bufs) {
                 Ok(()) => self.tell_finished(&portion),
@@ -300,7 +301,7 @@ impl Run<'_> {
     }
 
     /// Does the work of a portion; the event that it comes to, and where.
-    fn examine(&self, portion: &Portion, bufs: &mut [Vec<u8>; 2]) -> Result<(), (u64, Event)> {
+    fn examine(&self, portion: &Portion, bufs: &mut [PageBuffer; 2]) -> Result<(), (u64, Event)> {
         if portion.task == Task::Nothing {
             return Ok(());
         }

@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::Result;
 use crate::progress::Control;
+use crate::storage::PageBuffer;
 
 /// What threads share while they take turns.
 struct Turns<N> {
@@ -43,7 +44,7 @@ pub(super) fn work_in_turn<P: Send, R>(
     threads: usize,
     control: &Control<'_>,
     next: impl FnMut() -> Result<Option<P>> + Send,
-    prepare: impl Fn(&P, &mut Vec<u8>) -> Result<R> + Sync,
+    prepare: impl Fn(&P, &mut PageBuffer) -> Result<R> + Sync,
     apply: impl Fn(&P, R, &[u8]) -> Result<()> + Sync,
 ) -> Result<()> {
     let turns = Turns {
@@ -60,7 +61,7 @@ pub(super) fn work_in_turn<P: Send, R>(
         Ok(piece.map(|piece| (*number - 1, piece)))
     };
     let work_through = || -> Result<()> {
-        let mut buf = Vec::new();
+        let mut buf = PageBuffer::default();
         while !turns.stopped.load(Ordering::Acquire) {
             control.check()?;
             let Some((number, piece)) = take()? else { return Ok(()) };

@@ -16,6 +16,7 @@ use crate::extent::{Extent, ExtentKind};
 use crate::format::qcow2::layout::BackingName;
 use crate::progress::Control;
 use crate::range::ByteRange;
+use crate::storage::PageBuffer;
 
 /// Bytes of a piece, or one cluster where that is more.
 const PIECE: u64 = 1 << 20;
@@ -200,11 +201,15 @@ impl<'a> Run<'a> {
     }
 
     /// Reads what a piece is in both chains, the old one into `buf`; what is to be done, by ranges of `buf`.
-    fn compare(&self, piece: ByteRange, buf: &mut Vec<u8>) -> Result<Vec<(std::ops::Range<usize>, Action)>> {
+    fn compare(
+        &self,
+        piece: ByteRange,
+        buf: &mut PageBuffer,
+    ) -> Result<Vec<(std::ops::Range<usize>, Action)>> {
         let len = piece.len() as usize;
-        buf.resize(len, 0);
+        buf.resize(len);
         self.image.read_at(buf, piece.start())?;
-        let mut new = vec![0; len];
+        let mut new = PageBuffer::new(len);
         if let Some(image) = self.new {
             let covered = image.size().saturating_sub(piece.start()).min(piece.len()) as usize;
             if covered > 0 {

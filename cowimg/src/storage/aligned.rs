@@ -10,6 +10,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
+use super::buffer::PageBuffer;
 use super::{Storage, StorageExt, StorageExtent, check_len, write_range};
 use crate::range::ByteRange;
 
@@ -71,7 +72,7 @@ pub struct AlignedStorage<S> {
     /// Held for writing by what moves the end to or from the middle of a block.
     gate: RwLock<()>,
     in_flight: InFlight,
-    pool: Mutex<Vec<AlignedBuffer>>,
+    pool: Mutex<Vec<PageBuffer>>,
 }
 
 impl<S: Storage> AlignedStorage<S> {
@@ -95,9 +96,10 @@ impl<S: Storage> AlignedStorage<S> {
     /// Runs `action` on a buffer of `len` bytes of any content.
     fn with_buffer<T>(&self, len: u64, action: impl FnOnce(&mut [u8]) -> T) -> T {
         let len = len as usize;
-        let kept = self.lock_pool().pop().filter(|kept| kept.capacity >= len);
-        let mut buffer = kept.unwrap_or_else(|| AlignedBuffer::new(len, self.alignment.memory.max(4096)));
-        let result = action(buffer.bytes(len));
+        let kept = self.lock_pool().pop().filter(|kept| kept.capacity() >= len);
+        let mut buffer = kept.unwrap_or_else(|| PageBuffer::aligned(len, self.alignment.memory.max(4096)));
+        buffer.resize(len);
+        let result = action(&mut buffer);
         let mut pool = self.lock_pool();
         if pool.len() < KEPT_BUFFERS {
             pool.push(buffer);
@@ -105,7 +107,7 @@ impl<S: Storage> AlignedStorage<S> {
         result
     }
 
-    fn lock_pool(&self) -> MutexGuard<'_, Vec<AlignedBuffer>> {
+    fn lock_pool(&self) -> MutexGuard<'_, Vec<PageBuffer>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -381,26 +383,6 @@ fn gather(bufs: &[IoSlice<'_>], into: &mut [u8]) {
     }
 }
 
-/// Memory whose first used byte is aligned.
-#[derive(Debug)]
-pub(super) struct AlignedBuffer {
-    memory: Vec<u8>,
-    start: usize,
-    capacity: usize,
-}
-
-impl AlignedBuffer {
-    pub(super) fn new(capacity: usize, alignment: usize) -> AlignedBuffer {
-        let memory = vec![0; capacity + alignment];
-        let past = memory.as_ptr().addr() % alignment;
-        AlignedBuffer { memory, start: (alignment - past) % alignment, capacity }
-    }
-
-    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + len]
-    }
-}
-
 /// With whom a write to some blocks may run at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sharing {
@@ -598,8 +580,8 @@ mod tests {
     fn a_write_of_whole_blocks_from_aligned_memory_is_not_copied() {
         let alignment = Alignment { block: 512, memory: 512 };
         let storage = AlignedStorage::new(Strict::new(alignment), alignment).unwrap();
-        let mut buffer = AlignedBuffer::new(5000, 4096);
-        let bytes = buffer.bytes(5000);
+        let mut buffer = PageBuffer::new(5000);
+        let bytes = &mut *buffer;
         bytes.fill(7);
         assert_eq!(storage.write_at(bytes, 512).unwrap(), 4608, "the rest takes another call");
         assert!(storage.lock_pool().is_empty());

@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io;
 
-use super::aligned::{AlignedBuffer, AlignedStorage, Alignment};
+use super::aligned::{AlignedStorage, Alignment};
+use super::buffer::PageBuffer;
 use super::{FileStorage, Storage};
 
 /// The alignment that every disk takes, where the host does not tell.
@@ -55,9 +56,9 @@ fn alignment_of(file: &File) -> io::Result<Alignment> {
 
 /// Tries reads of growing lengths. One byte is taken where nothing is there to be read, which tells nothing.
 fn probe(file: &File) -> io::Result<Alignment> {
-    let mut buffer = AlignedBuffer::new(SAFE as usize, SAFE as usize);
+    let mut buffer = PageBuffer::new(SAFE as usize);
     for block in [1, 512, 1024, 2048, SAFE] {
-        match rustix::io::pread(file, buffer.bytes(block as usize), 0) {
+        match rustix::io::pread(file, &mut buffer[..block as usize], 0) {
             Err(rustix::io::Errno::INVAL) => {}
             Err(error) => return Err(error.into()),
             Ok(_) => {

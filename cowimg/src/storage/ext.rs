@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 
-use super::Storage;
+use super::{PageBuffer, Storage};
 use crate::range::ByteRange;
 
 /// Whole-buffer reads and writes for every [`Storage`].
@@ -95,7 +95,7 @@ pub(super) fn copy_bytes<S: Storage + ?Sized>(
     from: u64,
     to: ByteRange,
 ) -> io::Result<()> {
-    let mut buf = vec![0; to.len().min(1 << 20) as usize];
+    let mut buf = PageBuffer::new(to.len().min(1 << 20) as usize);
     let mut done = 0;
     while done < to.len() {
         let n = (to.len() - done).min(buf.len() as u64) as usize;

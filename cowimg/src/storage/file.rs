@@ -8,14 +8,17 @@ use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::{Errno, retry_on_intr};
 
 use super::direct;
 use super::sparse::HostCalls;
-use super::{FileUse, Storage, StorageExt, StorageExtent, check_len, ext, read_only_error, write_range};
+use super::{
+    FileUse, Storage, StorageExt, StorageExtent, StorageExtentKind, check_len, ext, read_only_error,
+    write_range,
+};
 use crate::range::ByteRange;
 
 /// Zeroes up to this many bytes are written rather than asked for: measured on ext4, the host's call costs as much as
@@ -158,6 +161,9 @@ pub struct FileStorage {
     node: Node,
     access: Access,
     calls: HostCalls,
+    /// The data extent that was found last, less what was done to it since. Some file systems look at every page of an
+    /// extent to find its end; who walks a file in steps must not pay for that at each of them.
+    known_data: Mutex<ByteRange>,
     /// What the file is locked for.
     pub(super) locked: Mutex<FileUse>,
 }
@@ -206,6 +212,7 @@ impl FileStorage {
             node,
             access,
             calls: HostCalls::default(),
+            known_data: Mutex::new(ByteRange::between(0, 0)),
             locked: Mutex::new(FileUse::NONE),
         };
         if storage.file.metadata()?.file_type().is_char_device() && !matches!(storage.len(), Ok(1..)) {
@@ -229,6 +236,11 @@ impl FileStorage {
             Access::ReadOnly => Err(read_only_error()),
             Access::ReadWrite => Ok(()),
         }
+    }
+
+    /// To be called when the host may have made a hole.
+    fn forget_extent(&self) {
+        *self.known_data.lock().unwrap_or_else(PoisonError::into_inner) = ByteRange::between(0, 0);
     }
 
     /// Fails where the range would have to grow a device.
@@ -349,7 +361,9 @@ impl Storage for FileStorage {
                 }
             };
         }
-        self.file.set_len(len)
+        self.file.set_len(len)?;
+        self.forget_extent();
+        Ok(())
     }
 
     /// `fdatasync` or what the host has in its place. It covers the file's length, and what else is needed to find
@@ -376,10 +390,12 @@ impl Storage for FileStorage {
         if range.len() <= SMALL_ZEROES {
             return ext::write_zero_bytes(self, range);
         }
-        if self.calls.zero_range(&self.file, range)? {
+        let zeroed = self.calls.zero_range(&self.file, range)?;
+        self.forget_extent();
+        if zeroed {
             return Ok(());
         }
-        if !self.calls.punch_hole(&self.file, range)? {
+        if !self.punch_hole(range)? {
             let end = range.end().min(self.len()?);
             ext::write_zero_bytes(self, ByteRange::between(range.start(), end))?;
         }
@@ -392,7 +408,9 @@ impl Storage for FileStorage {
         if range.is_empty() {
             return Ok(self.calls.may_punch());
         }
-        self.calls.punch_hole(&self.file, range)
+        let punched = self.calls.punch_hole(&self.file, range);
+        self.forget_extent();
+        punched
     }
 
     /// Emulation, where the host cannot: as [`Storage::allocate`] says.
@@ -415,7 +433,17 @@ impl Storage for FileStorage {
         if rest.is_empty() {
             return Ok(None);
         }
-        self.calls.extent(&self.file, rest).map(Some)
+        // Held over the host's calls: who makes a hole meanwhile clears what these find.
+        let mut known = self.known_data.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.start() <= offset && offset < known.end() {
+            let range = known.intersection(rest);
+            return Ok(Some(StorageExtent { range, kind: StorageExtentKind::Data }));
+        }
+        let extent = self.calls.extent(&self.file, rest)?;
+        if extent.kind == StorageExtentKind::Data {
+            *known = extent.range;
+        }
+        Ok(Some(extent))
     }
 
     /// Emulation, where the host cannot: read and written.
@@ -465,6 +493,25 @@ mod tests {
 
     fn refusal(path: &Path, options: &FileOptions) -> String {
         FileStorage::open(path, options).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_extent_that_was_found_before_loses_the_holes_that_were_made_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = FileStorage::open(folder.path().join("f"), &FileOptions::create_new()).unwrap();
+        storage.write_all_at(&vec![1; 4 << 20], 0).unwrap();
+        let kind = |at| storage.extent_at(at).unwrap().unwrap().kind;
+        assert_eq!([kind(0), kind(1 << 20)], [StorageExtentKind::Data; 2]);
+        if !storage.punch_hole(ByteRange::between(1 << 20, 2 << 20)).unwrap() {
+            eprintln!("no holes on this file system: the rest is not tested");
+            return;
+        }
+        assert_eq!(kind(1 << 20), StorageExtentKind::Hole);
+        assert_eq!(storage.extent_at(0).unwrap().unwrap().range, ByteRange::between(0, 1 << 20));
+        assert_eq!(kind(3 << 20), StorageExtentKind::Data);
+        storage.set_len(3 << 20).unwrap();
+        storage.set_len(4 << 20).unwrap();
+        assert_eq!(kind(3 << 20), StorageExtentKind::Hole);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use crate::range::ByteRange;
 
 mod aligned;
+mod buffer;
 pub mod conformance;
 mod direct;
 mod encrypted;
@@ -31,6 +32,7 @@ mod unsynced;
 mod window;
 
 pub use aligned::{AlignedStorage, Alignment};
+pub use buffer::PageBuffer;
 pub(crate) use encrypted::EncryptedStorage;
 pub use ext::StorageExt;
 pub use faulty::{CrashChoice, Fault, FaultyStorage, Operation, OperationKind};

@@ -15,6 +15,7 @@ use crate::disk::ZeroMode;
 use crate::error::Result;
 use crate::progress::Control;
 use crate::range::ByteRange;
+use crate::storage::PageBuffer;
 
 /// Zeroes that are written as data are written in steps of this many bytes.
 const ZEROES: u64 = 1 << 20;
@@ -109,7 +110,7 @@ impl<'a> Run<'a> {
     }
 
     fn work_through(&self, total: u64, report: &mut ConvertReport) -> Result<()> {
-        let mut buf = Vec::new();
+        let mut buf = PageBuffer::default();
         while !self.stopped.load(Ordering::Acquire) {
             self.control.check()?;
             let mut tell = |done| self.control.report(done, total);
@@ -119,7 +120,7 @@ impl<'a> Run<'a> {
                 && self.packing.is_none()
                 && piece.place.is_some_and(|place| self.source.storage(place).is_some());
             let read_here = piece.action == Action::Copy && !by_host;
-            buf.resize(if read_here { piece.range.len() as usize } else { 0 }, 0);
+            buf.resize(if read_here { piece.range.len() as usize } else { 0 });
             report.unreadable_bytes += self.source.read_at(&mut buf, piece.range.start())?;
             let packed = self.pack_all(&buf)?;
             if !self.turn.wait(self.options.order, piece.number, &self.stopped) {
@@ -160,7 +161,7 @@ impl<'a> Run<'a> {
     }
 
     fn write_zeroes_as_data(&self, range: ByteRange) -> Result<()> {
-        let zeroes = vec![0; ZEROES.min(range.len()) as usize];
+        let zeroes = PageBuffer::new(ZEROES.min(range.len()) as usize);
         let mut at = range.start();
         while at < range.end() {
             let len = ZEROES.min(range.end() - at);
@@ -205,7 +206,7 @@ impl<'a> Run<'a> {
             self.target.write_at(bytes, at)?;
             return Ok(bytes.len() as u64);
         }
-        let mut there = vec![0; bytes.len()];
+        let mut there = PageBuffer::new(bytes.len());
         self.target.read_at(&mut there, at)?;
         let step = self.options.sparse_size as usize;
         let mut written = 0;
