@@ -44,10 +44,11 @@ fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nig
 	        -max_total_time=$(FUZZ_SECONDS) -timeout=20); \
 	done
 
-soak: test-needs ## Run the library's tests SOAK_ROUNDS (20) times, each with random draws of its own
+soak: test-needs ## Run the library's tests SOAK_ROUNDS (20) times with random draws, then the whole matrix of images
 	@set -e; for round in $$(seq $(SOAK_ROUNDS)); do \
 	    (set -x; COWIMG_TEST_SEED=$$(($(SOAK_SEED) + round)) $(CARGO) test -q -p cowimg --lib --tests); \
 	done
+	COWIMG_MATRIX=all COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test matrix
 
 test-needs:
 	@.ci/needs

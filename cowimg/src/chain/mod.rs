@@ -7,6 +7,7 @@ mod bitmaps;
 mod cache_mode;
 mod cancellable;
 mod check;
+mod compressed_write;
 mod create;
 mod data;
 mod encrypt;

@@ -63,11 +63,7 @@ impl Qcow2 {
             return Err(Error::invalid("a compressed cluster is written whole, at a cluster boundary"));
         }
         let _change = self.lock_change();
-        if self.data.external().is_some() || self.data.is_encrypted() {
-            return Err(Error::unsupported(
-                "an image that is encrypted or has an external data file cannot hold compressed clusters",
-            ));
-        }
+        self.refuse_compressed()?;
         self.begin_change()?;
         let _recorded = self.recorded(ByteRange::between(offset, (offset + cluster_size).min(self.size())));
         self.commit_if_due()?;
@@ -84,6 +80,16 @@ impl Qcow2 {
             self.release_bytes(run);
         }
         stored
+    }
+
+    /// Refuses compressed clusters where the guest's data is elsewhere, or would be stored in plain text.
+    pub(crate) fn refuse_compressed(&self) -> Result<()> {
+        if self.data.external().is_some() || self.data.is_encrypted() {
+            return Err(Error::unsupported(
+                "an image that is encrypted or has an external data file cannot hold compressed clusters",
+            ));
+        }
+        Ok(())
     }
 
     fn reserve_bytes(&self, len: u64) -> Result<CompressedRun> {

@@ -1,6 +1,7 @@
 //! The disk as it should be: a row of bytes in memory, and the operations that change it.
 //!
 //! The same operations are given to the library ([`crate::subject`]) and to QEMU ([`crate::script`]).
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use cowimg::{ByteRange, ZeroMode};
 

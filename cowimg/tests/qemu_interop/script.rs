@@ -1,4 +1,5 @@
 //! Operations as commands of `qemu-io`.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::path::Path;
 
@@ -51,6 +52,21 @@ impl Script {
         if !self.commands.is_empty() {
             qemu_tools::io(image, &self.commands);
         }
+    }
+
+    /// Runs all of it on the image that `name`, an option string, describes; `before` are words for qemu-io.
+    pub(crate) fn run_on(self, before: &[&str], name: &str) {
+        if self.commands.is_empty() {
+            return;
+        }
+        let mut arguments: Vec<&str> = before.to_vec();
+        arguments.extend(["--image-opts", "-d", "unmap", "-t", "unsafe"]);
+        for command in &self.commands {
+            arguments.extend(["-c", command]);
+        }
+        arguments.push(name);
+        let text = qemu_tools::run("qemu-io", &arguments);
+        assert!(!text.contains("failed"), "qemu-io on {name}: {text}");
     }
 
     fn write(&mut self, verb: &str, range: ByteRange, fill: Fill, model: &mut Model) {

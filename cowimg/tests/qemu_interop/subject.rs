@@ -1,4 +1,5 @@
 //! The library's side of every comparison: opening, operating, and what must hold of an image that was written.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::path::Path;
 
