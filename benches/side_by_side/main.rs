@@ -1,0 +1,146 @@
+//! Whole commands of cowimg beside the same commands of qemu-img, on the same images, in turn.
+//!
+//! ```sh
+//! cargo run --release -p cowimg-benches --bin side_by_side -- [--pairs N] [--folder FOLDER] [WORD ...]
+//! ```
+//!
+//! Runs the rows whose names contain one of the words, or all. [`rows`] says what is compared, [`images`] makes what
+//! they work on, [`run`] measures. The report is a table in Markdown. A row whose results differ, or whose command fails,
+//! ends the run: a figure of something that went wrong is worth nothing.
+
+mod images;
+mod rows;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use images::Images;
+use rows::{ROWS, Row};
+use run::{Failed, Run, Sample};
+
+/// What the command line asks for.
+struct Wish {
+    pairs: Option<usize>,
+    folder: PathBuf,
+    words: Vec<String>,
+}
+
+impl Wish {
+    fn of(mut args: impl Iterator<Item = String>) -> Result<Wish, Failed> {
+        let mut wish = Wish { pairs: None, folder: std::env::temp_dir(), words: Vec::new() };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| Failed(format!("{arg} wants a value")));
+            match arg.as_str() {
+                "--pairs" => {
+                    let text = value()?;
+                    let pairs = text.parse().ok().filter(|pairs| *pairs > 0);
+                    wish.pairs =
+                        Some(pairs.ok_or_else(|| Failed(format!("--pairs {text}: not a number above 0")))?);
+                }
+                "--folder" => wish.folder = value()?.into(),
+                option if option.starts_with('-') => {
+                    return Err(Failed(format!("there is no option {option}")));
+                }
+                _ => wish.words.push(arg),
+            }
+        }
+        Ok(wish)
+    }
+
+    fn takes(&self, row: &Row) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| row.name.contains(word))
+    }
+}
+
+fn main() -> ExitCode {
+    match Wish::of(std::env::args().skip(1)).and_then(|wish| compare(&wish)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed(why)) => {
+            eprintln!("side_by_side: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(wish: &Wish) -> Result<(), Failed> {
+    let cowimg = program()?;
+    let folder = tempfile::tempdir_in(&wish.folder)
+        .map_err(|error| Failed(format!("{}: {error}", wish.folder.display())))?;
+    let run = Run { cowimg, folder: folder.path().to_owned() };
+    let mut images = Images::new(&run);
+    println!("| work | ratio | target | least-most | CPU | cowimg | qemu-img | peak memory |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for row in ROWS.iter().filter(|row| wish.takes(row)) {
+        for image in row.needs {
+            images.make(*image)?;
+        }
+        println!("{}", line(row, &measure(&run, row, wish.pairs.unwrap_or(row.pairs))?));
+        run.remove_results()?;
+    }
+    Ok(())
+}
+
+/// The program to measure: the release build that stands beside this one.
+fn program() -> Result<PathBuf, Failed> {
+    let here = std::env::current_exe().map_err(|error| Failed(error.to_string()))?;
+    let program = here.parent().unwrap_or(Path::new("")).join("cowimg");
+    if program.exists() {
+        Ok(program)
+    } else {
+        Err(Failed(format!(
+            "{} is not there: run cargo build --release -p cowimg-cli first",
+            program.display()
+        )))
+    }
+}
+
+/// Ours and theirs in turn; the first pair fills caches, is verified and does not count.
+fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, Failed> {
+    let mut samples = Vec::with_capacity(pairs);
+    for pair in 0..=pairs {
+        run.prepare(row)?;
+        let ours = run.time(row.ours)?;
+        let theirs = run.time_repeated(row.theirs, row.times)?;
+        if pair == 0 {
+            for command in row.verify {
+                run.quietly(command)?;
+            }
+        } else {
+            samples.push((ours, theirs));
+        }
+    }
+    Ok(samples)
+}
+
+fn line(row: &Row, samples: &[(Sample, Sample)]) -> String {
+    let of_pairs = |value: fn(&(Sample, Sample)) -> f64| median(samples.iter().map(value).collect());
+    let ratios: Vec<f64> = samples.iter().map(|(ours, theirs)| ours.seconds / theirs.seconds).collect();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    format!(
+        "| {} | **{:.2}** | {} | {least:.2}-{most:.2} | {:.2} | {} | {} | {:.1} / {:.1} MB |",
+        row.name,
+        median(ratios),
+        row.target,
+        of_pairs(|(ours, theirs)| ours.cpu_seconds / theirs.cpu_seconds),
+        milliseconds(of_pairs(|(ours, _)| ours.seconds)),
+        milliseconds(of_pairs(|(_, theirs)| theirs.seconds)),
+        of_pairs(|(ours, _)| ours.peak_bytes) / 1e6,
+        of_pairs(|(_, theirs)| theirs.peak_bytes) / 1e6,
+    )
+}
+
+fn milliseconds(seconds: f64) -> String {
+    if seconds < 0.1 { format!("{:.1} ms", seconds * 1e3) } else { format!("{:.0} ms", seconds * 1e3) }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        len if len.is_multiple_of(2) => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    }
+}
