@@ -31,7 +31,9 @@ lint: ## Formatting, clippy and documentation; every warning is an error
 	$(CARGO) clippy -p cowimg --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -p cowimg --no-deps
 
-bench: ## Measure the library's inner loops
+bench: test-needs ## Measure whole commands beside qemu-img, then the library's inner loops; BENCH=word for some of the first
+	$(CARGO) build --release -p cowimg-cli
+	$(CARGO) run --release -p cowimg-benches --bin side_by_side -- $(BENCH)
 	$(CARGO) bench -p cowimg-benches
 
 fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nightly toolchain

@@ -7,6 +7,7 @@ use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format::qcow2::layout::Preallocation;
+use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::{Storage, StorageExt, StorageExtentKind};
 
@@ -30,27 +31,44 @@ impl Raw {
     }
 
     /// Changes the size to `new_size` bytes. A device has the size that it has.
-    pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions) -> Result<()> {
+    pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions, control: &Control<'_>) -> Result<()> {
         self.check_writable()?;
         let old_size = self.size();
         options.check(old_size, new_size)?;
+        if options.preallocation == Preallocation::Metadata {
+            return Err(Error::unsupported("a raw image has no metadata that could be preallocated"));
+        }
         let old_len = self.storage.len().map_err(|error| Error::io("read the length of the file", error))?;
         let new = ByteRange::between(old_len.min(new_size), new_size);
-        let resized = match options.preallocation {
-            Preallocation::Metadata => {
-                return Err(Error::unsupported("a raw image has no metadata that could be preallocated"));
-            }
-            Preallocation::Off => Ok(()),
-            Preallocation::Falloc => self.storage.allocate(new),
-            Preallocation::Full => self.storage.write_every_byte(new),
-        };
-        let resized = resized.and_then(|()| self.storage.set_len(new_size));
-        resized.map_err(|error| {
+        let resized = self.take_space(new, options.preallocation, control).and_then(|()| {
+            self.storage.set_len(new_size).map_err(|error| Error::io("change the length of the file", error))
+        });
+        resized.inspect_err(|_| {
             // Space that was taken on the way is of no use to anybody.
             let _as_it_was = self.storage.set_len(old_len);
-            Error::io("change the length of the file", error)
         })?;
         self.size.store(new_size.next_multiple_of(512), Ordering::Release);
+        Ok(())
+    }
+
+    fn take_space(&self, new: ByteRange, preallocation: Preallocation, control: &Control<'_>) -> Result<()> {
+        let step = match preallocation {
+            Preallocation::Off | Preallocation::Metadata => return Ok(()),
+            Preallocation::Falloc => 1 << 30,
+            Preallocation::Full => 16 << 20,
+        };
+        let mut at = new.start();
+        while at < new.end() {
+            control.check()?;
+            let piece = ByteRange::between(at, new.end().min(at + step));
+            let taken = match preallocation {
+                Preallocation::Full => self.storage.write_every_byte(piece),
+                _ => self.storage.allocate(piece),
+            };
+            taken.map_err(|error| Error::io("preallocate the image", error))?;
+            at = piece.end();
+            control.report(at - new.start(), new.len());
+        }
         Ok(())
     }
 

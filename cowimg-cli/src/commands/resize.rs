@@ -2,14 +2,17 @@
 
 use std::io::Write;
 
-use cowimg::{Format, Preallocation, ResizeOptions, Shrink};
+use cowimg::progress::Control;
+use cowimg::{ErrorKind, Format, Image, Preallocation, ResizeOptions, Shrink};
 
 use crate::args::Source;
 use crate::args::size::{SizeChange, parse_size_change};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::Failure;
+use crate::failure::{Failure, os_message};
+use crate::interrupt::Interrupt;
 use crate::manner::Manner;
+use crate::progress_bar::{Display, Wanted};
 
 /// A disk is a row of sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -62,12 +65,30 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         check_sectors(size)?;
     }
     let shrink = if args.shrink { Shrink::Allow } else { Shrink::Refuse };
-    image.resize(size, &ResizeOptions { preallocation: args.preallocation, shrink })?;
+    let shown = if args.quiet { Wanted::Nothing } else { Wanted::Bar };
+    resize(&image, size, &ResizeOptions { preallocation: args.preallocation, shrink }, shown)?;
     image.close()?;
     if !args.quiet {
         writeln!(out, "Image resized.")?;
     }
     Ok(ExitCode::Success)
+}
+
+/// Changes the size; taking space for the new part may last, and can be stopped.
+fn resize(image: &Image, size: u64, options: &ResizeOptions, shown: Wanted) -> Result<(), Failure> {
+    if !matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full) {
+        return Ok(image.resize(size, options)?);
+    }
+    let interrupt = Interrupt::listen()
+        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let display = Display::start(shown);
+    let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
+    image.resize_with(size, options, &control).map_err(|error| match (error.kind(), interrupt.signal()) {
+        (ErrorKind::Cancelled, Some(signal)) => Failure::stopped(signal, "stopped; the size is as it was"),
+        _ => error.into(),
+    })?;
+    display.finish();
+    Ok(())
 }
 
 /// The size that was asked for, unless no disk has it.

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
+use cowimg::progress::Progress;
 use cowimg::{Format, Image};
 
 use crate::args::image::parse_format;
@@ -13,6 +15,8 @@ use crate::commands::{open_to_write, range_within};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, os_message};
+use crate::interrupt::Interrupt;
+use crate::progress_bar::{Display, Wanted};
 
 /// Bytes that are written at a time.
 const CHUNK: usize = 1 << 20;
@@ -53,7 +57,11 @@ pub(crate) fn run(args: &Args, _: &mut Console) -> Result<ExitCode, Failure> {
     let image = open_to_write(&args.file, args.format)?;
     // What is too long, as far as its length is known, changes nothing.
     range_within(&image, args.offset, input.length.unwrap_or(0))?;
-    let copied = copy(&mut input, &image, args.offset);
+    let interrupt = Interrupt::listen()
+        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let display = Display::start(Wanted::Bar);
+    let copied = copy(&mut input, &image, args.offset, (&display, &interrupt));
+    drop(display);
     // What was written before a failure is kept, so that the failure's message is true.
     image.close()?;
     copied?;
@@ -103,10 +111,18 @@ impl Input {
 }
 
 /// Writes all of `input` from `start` on.
-fn copy(input: &mut Input, image: &Image, start: u64) -> Result<(), Failure> {
+fn copy(
+    input: &mut Input,
+    image: &Image,
+    start: u64,
+    (display, interrupt): (&Display, &Interrupt),
+) -> Result<(), Failure> {
     let mut buffer = Vec::with_capacity(CHUNK);
     let mut offset = start;
     loop {
+        if let (true, Some(signal)) = (interrupt.cancel().load(Ordering::Relaxed), interrupt.signal()) {
+            return Err(Failure::stopped(signal, format!("stopped; {} bytes were written", offset - start)));
+        }
         input.next(&mut buffer)?;
         if buffer.is_empty() {
             return Ok(());
@@ -121,6 +137,9 @@ fn copy(input: &mut Input, image: &Image, start: u64) -> Result<(), Failure> {
         }
         image.write_at(&buffer, offset)?;
         offset += buffer.len() as u64;
+        if let Some(length) = input.length {
+            display.advanced(offset - start, length);
+        }
     }
 }
 

@@ -284,12 +284,18 @@ impl Image {
     /// Refused are a smaller size where [`ResizeOptions::shrink`] does not allow it, preallocation of what is not new or
     /// by a raw image's metadata, another size for a device, and a version 2 image with snapshots.
     pub fn resize(&self, new_size: u64, options: &ResizeOptions) -> Result<()> {
+        self.resize_with(new_size, options, &Control::default())
+    }
+
+    /// The same; `control` hears how much of the new part has been preallocated, and may stop that. The size is the old one
+    /// then.
+    pub fn resize_with(&self, new_size: u64, options: &ResizeOptions, control: &Control<'_>) -> Result<()> {
         if let Some(file) = self.layers.first().and_then(|layer| layer.found.file.as_ref()) {
             self.named(lock_for_resizing(file))?;
         }
         self.named(match &self.top {
-            Engine::Raw(raw) => raw.resize(new_size, *options),
-            Engine::Qcow2(qcow2) => qcow2.resize(new_size, *options),
+            Engine::Raw(raw) => raw.resize(new_size, *options, control),
+            Engine::Qcow2(qcow2) => qcow2.resize(new_size, *options, control),
         })
     }
 

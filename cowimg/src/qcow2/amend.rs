@@ -102,7 +102,8 @@ impl Qcow2 {
             }
         })?;
         if target.size != self.size() {
-            self.resize(target.size, ResizeOptions { shrink: wanted.shrink, ..ResizeOptions::default() })?;
+            let options = ResizeOptions { shrink: wanted.shrink, ..ResizeOptions::default() };
+            self.resize(target.size, options, control)?;
         }
         if target.version == Version::V2 && self.version == Version::V3 {
             self.expand_zeroes(&steps)?;

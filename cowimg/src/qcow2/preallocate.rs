@@ -9,16 +9,23 @@ use super::metadata::Space;
 use crate::error::{Error, Result};
 use crate::format::qcow2::layout::Preallocation;
 use crate::format::qcow2::{Allocated, GuestCluster, GuestOffset, HostCluster, L2Entry};
+use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
 impl Qcow2 {
     /// Maps the clusters of the range, which starts at a cluster's boundary and of which the tables say nothing, to
     /// clusters of their own that read as zeroes, and takes the host's space for them as `preallocation` says.
-    pub(super) fn preallocate(&self, range: ByteRange, preallocation: Preallocation) -> Result<()> {
+    pub(super) fn preallocate(
+        &self,
+        range: ByteRange,
+        preallocation: Preallocation,
+        control: &Control<'_>,
+    ) -> Result<()> {
         let end = self.geometry.clusters_for(range.end());
         let mut cluster = self.geometry.guest_cluster(GuestOffset(range.start()));
         while cluster.get() < end && !range.is_empty() {
+            control.check()?;
             self.commit_if_due()?;
             let (_, index) = self.slice_index(cluster);
             let count = (end - cluster.get()).min(self.slice_entries() - index as u64);
@@ -41,6 +48,8 @@ impl Qcow2 {
             }
             reservation.keep();
             cluster = GuestCluster(cluster.get() + run.count);
+            let done = (cluster.get() * self.cluster_size()).saturating_sub(range.start());
+            control.report(done.min(range.len()), range.len());
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};
 use crate::format::qcow2::layout::Preallocation;
 use crate::format::qcow2::{Header, HostOffset, Version, header_fields};
+use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
@@ -23,7 +24,7 @@ pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 
 impl Qcow2 {
     /// Changes the size of the disk to `new_size` bytes, a multiple of 512. What is new reads as zeroes.
-    pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions) -> Result<()> {
+    pub(crate) fn resize(&self, new_size: u64, options: ResizeOptions, control: &Control<'_>) -> Result<()> {
         let _no_other = self.lock_all_changes();
         let old_size = self.size();
         self.check_resize((old_size, new_size), options, self.version)?;
@@ -32,7 +33,7 @@ impl Qcow2 {
         let resized = if new_size < old_size {
             self.shrink(old_size, new_size)
         } else {
-            self.grow(old_size, new_size, options.preallocation)
+            self.grow((old_size, new_size), options.preallocation, control)
         };
         // Whatever failed: the bitmaps are those of the disk as it is.
         self.resize_bitmaps(self.size());
@@ -69,7 +70,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn grow(&self, old_size: u64, new_size: u64, preallocation: Preallocation) -> Result<()> {
+    fn grow(
+        &self,
+        (old_size, new_size): (u64, u64),
+        preallocation: Preallocation,
+        control: &Control<'_>,
+    ) -> Result<()> {
         self.forget_beyond(old_size, new_size)?;
         self.grow_l1_table(new_size)?;
         let below = self.backing.as_ref().map_or(0, |backing| backing.size());
@@ -79,7 +85,8 @@ impl Qcow2 {
         if preallocation == Preallocation::Off {
             self.zero_beyond(cluster_end, new_size, below)?;
         } else {
-            self.preallocate(ByteRange::between(cluster_end, new_size), preallocation).inspect_err(|_| {
+            let new = ByteRange::between(cluster_end, new_size);
+            self.preallocate(new, preallocation, control).inspect_err(|_| {
                 // Space that was taken on the way is of no use to anybody; failing to free it costs no more than that.
                 let _taken_all_the_same = self.forget_beyond(old_size, new_size);
             })?;

@@ -2,9 +2,12 @@
 //! resize` did it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use cowimg::progress::{Control, Progress};
 use cowimg::{
-    ErrorKind, Image, NewSnapshot, Preallocation, ResizeOptions, Shrink, SnapshotSelector, SnapshotSize,
+    Access, ErrorKind, Format, Image, NewSnapshot, Preallocation, ResizeOptions, Shrink, SnapshotSelector,
+    SnapshotSize,
 };
 
 use crate::model::{Model, Operations};
@@ -39,6 +42,48 @@ fn operate(path: &Path, model: &mut Model, cluster: u64) {
         subject::apply(&image, model, operations.next(), (Discarded::Zero, cluster));
     }
     image.close().expect("the image closes");
+}
+
+/// Stops the job at its first word.
+#[derive(Default)]
+struct Stopper(AtomicBool);
+
+impl Progress for Stopper {
+    fn advanced(&self, _: u64, _: u64) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_preallocation_that_is_stopped_leaves_the_disk_as_it_was() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    for (format, cluster) in [(Format::Qcow2, 4096), (Format::Raw, 0)] {
+        for preallocation in [Preallocation::Falloc, Preallocation::Full] {
+            let path = folder.path().join("image");
+            match format {
+                Format::Qcow2 => create(&path, &format!("-o cluster_size={cluster}"), OLD_SIZE),
+                Format::Raw => std::fs::write(&path, vec![1; OLD_SIZE as usize]).expect("the file is made"),
+                other => panic!("{other} is not resized here"),
+            }
+            let options = Image::options().format(format).access(Access::ReadWrite);
+            let image = options.open(&path).expect("the image opens");
+            let once = Stopper::default();
+            let control = Control { progress: Some(&once), cancel: Some(&once.0) };
+            let options = ResizeOptions { preallocation, ..ResizeOptions::default() };
+            let stopped = image.resize_with(4 << 30, &options, &control).expect_err("it was stopped");
+            assert!(matches!(stopped.kind(), ErrorKind::Cancelled), "{stopped}");
+            assert_eq!(image.size(), OLD_SIZE);
+            image.close().expect("the image closes");
+            if format == Format::Qcow2 {
+                qemu_tools::assert_check_clean(&path);
+                grow(&path, 1 << 30);
+                qemu_tools::assert_check_clean(&path);
+            } else {
+                assert_eq!(std::fs::read(&path).expect("the file is read"), vec![1; OLD_SIZE as usize]);
+            }
+            std::fs::remove_file(&path).expect("the image is removed");
+        }
+    }
 }
 
 #[test]
