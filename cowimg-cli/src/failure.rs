@@ -167,6 +167,10 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::WrongFormat { .. } => {
             Some("Leave -f away to have the format found, or ask `cowimg info` what the file is".to_owned())
         }
+        ErrorKind::MarkedCorrupt { .. } => Some(
+            "`cowimg check` lists what is wrong with an image, `cowimg check -r all` repairs what can be, on a copy best"
+                .to_owned(),
+        ),
         ErrorKind::Corrupt(_) => Some("`cowimg check` lists what is wrong with an image".to_owned()),
         ErrorKind::Backing { source, .. } => hint_for(source),
         ErrorKind::Locked { conflict, .. } => Some(lock_hint(*conflict).to_owned()),

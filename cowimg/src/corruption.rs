@@ -60,6 +60,14 @@ pub enum Corruption {
         /// Where it is mapped.
         host: u64,
     },
+    /// Space for something new would be taken where a table is.
+    #[error(
+        "the refcounts call the cluster at file offset {host:#x} free, and it holds a table of the image itself"
+    )]
+    TableIsFree {
+        /// The cluster's offset in the file.
+        host: u64,
+    },
     /// A compressed cluster that does not decompress to one cluster.
     #[error(
         "the compressed cluster for guest offset {guest:#x} at file offset {host:#x} cannot be decompressed"

@@ -24,6 +24,7 @@ struct Inner {
     kind: ErrorKind,
     path: Option<PathBuf>,
     range: Option<ByteRange>,
+    of_below: bool,
 }
 
 /// What went wrong. Match on this; new kinds may come, so keep a `_` arm.
@@ -69,6 +70,13 @@ pub enum ErrorKind {
     Failed {
         /// The text of the error that caused this state.
         first: String,
+    },
+    /// The image is marked corrupt, or was found to be and is marked so now: it can be read, and is not changed before it
+    /// is repaired.
+    #[error("{}", Marked(met.as_ref()))]
+    MarkedCorrupt {
+        /// What was met since the image was opened; none where it was marked before.
+        met: Option<Corruption>,
     },
     /// The policy for files that an image may name refused one.
     #[error("the image names {name:?} as its {role}, which the policy does not allow: {why}")]
@@ -153,6 +161,23 @@ pub enum ErrorKind {
     /// The caller cancelled the job.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// Why an image takes no more changes.
+struct Marked<'a>(Option<&'a Corruption>);
+
+impl fmt::Display for Marked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str(
+                "the image is marked corrupt, so it is opened for reading only until it is repaired",
+            ),
+            Some(met) => write!(
+                f,
+                "the image was found to be damaged ({met}), so it takes no more writes until it is repaired"
+            ),
+        }
+    }
 }
 
 /// What the other user of a file does, that does not go together with how it was to be opened.
@@ -249,7 +274,7 @@ impl fmt::Display for OsMessage<'_> {
 impl Error {
     /// An error of `kind`, with no file and no range yet.
     pub fn new(kind: ErrorKind) -> Error {
-        Error { inner: Box::new(Inner { kind, path: None, range: None }) }
+        Error { inner: Box::new(Inner { kind, path: None, range: None, of_below: false }) }
     }
 
     /// An I/O error; `action` is a verb phrase ("read the header").
@@ -294,6 +319,18 @@ impl Error {
     pub fn at_range(mut self, range: ByteRange) -> Error {
         self.inner.range.get_or_insert(range);
         self
+    }
+
+    /// Says that the error is about the image below the one that reports it.
+    #[must_use]
+    pub(crate) fn of_below(mut self) -> Error {
+        self.inner.of_below = true;
+        self
+    }
+
+    /// Whether the error is about an image below the one that reports it.
+    pub(crate) fn is_of_below(&self) -> bool {
+        self.inner.of_below
     }
 
     /// The operating system's error kind, where there is one.

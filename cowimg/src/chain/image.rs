@@ -295,7 +295,7 @@ impl Image {
         }
         self.named(match &self.top {
             Engine::Raw(raw) => raw.resize(new_size, *options, control),
-            Engine::Qcow2(qcow2) => qcow2.resize(new_size, *options, control),
+            Engine::Qcow2(qcow2) => qcow2.judged(|| qcow2.resize(new_size, *options, control)),
         })
     }
 
@@ -334,19 +334,22 @@ impl Image {
     /// Threads may write meanwhile: the snapshot waits for calls that run and holds back those that come, so that it
     /// holds every write that has returned and no part of a later one. No guest data is read or written for it.
     pub fn create_snapshot(&self, new: &NewSnapshot) -> Result<Snapshot> {
-        self.named(self.snapshotted()?.create_snapshot(new))
+        let qcow2 = self.snapshotted()?;
+        self.named(qcow2.judged(|| qcow2.create_snapshot(new)))
     }
 
     /// Makes the disk what it was when a snapshot was taken, its size included; whole or not at all, and durable when
     /// the call returns. What the disk holds now is gone, unless a snapshot has it. An image with bitmaps is refused:
     /// they would say that nothing had changed.
     pub fn apply_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
-        self.named(self.snapshotted()?.apply_snapshot(selector))
+        let qcow2 = self.snapshotted()?;
+        self.named(qcow2.judged(|| qcow2.apply_snapshot(selector)))
     }
 
     /// Deletes a snapshot, whole or not at all, durably, and gives the space that only it held back to the host.
     pub fn delete_snapshot(&self, selector: &SnapshotSelector) -> Result<()> {
-        self.named(self.snapshotted()?.delete_snapshot(selector))
+        let qcow2 = self.snapshotted()?;
+        self.named(qcow2.judged(|| qcow2.delete_snapshot(selector)))
     }
 
     fn snapshotted(&self) -> Result<&Qcow2> {
@@ -363,7 +366,7 @@ impl Image {
     pub(crate) fn copy_from(&self, source: &dyn Storage, from: u64, range: ByteRange) -> Result<()> {
         self.named(match &self.top {
             Engine::Raw(raw) => raw.copy_from(source, from, range),
-            Engine::Qcow2(qcow2) => qcow2.copy_from(source, from, range),
+            Engine::Qcow2(qcow2) => qcow2.judged(|| qcow2.copy_from(source, from, range)),
         })
     }
 
@@ -373,7 +376,7 @@ impl Image {
         match &self.top {
             Engine::Raw(_) => Err(Error::unsupported("a raw image cannot hold compressed clusters")),
             Engine::Qcow2(qcow2) => {
-                self.named(qcow2.write_compressed(packed, offset))?;
+                self.named(qcow2.judged(|| qcow2.write_compressed(packed, offset)))?;
                 self.written()
             }
         }
@@ -435,7 +438,7 @@ impl Image {
     /// written; a crash leaves each cluster as it was or taken out.
     pub fn make_empty(&self) -> Result<()> {
         self.named(match &self.top {
-            Engine::Qcow2(qcow2) if self.layers.len() > 1 => qcow2.make_empty(),
+            Engine::Qcow2(qcow2) if self.layers.len() > 1 => qcow2.judged(|| qcow2.make_empty()),
             _ => Err(Error::new(ErrorKind::NoBacking)),
         })
     }
@@ -444,7 +447,7 @@ impl Image {
     pub(crate) fn mask(&self, range: ByteRange) -> Result<()> {
         match &self.top {
             Engine::Raw(raw) => self.named(raw.write_zeroes(range, ZeroMode::Unmap)),
-            Engine::Qcow2(qcow2) => self.named(qcow2.mask(range)),
+            Engine::Qcow2(qcow2) => self.named(qcow2.judged(|| qcow2.mask(range))),
         }
     }
 

@@ -233,7 +233,7 @@ impl Allocator<'_> {
             None => Ok(()),
             Some(cluster) => {
                 let host = self.geometry.host_offset(HostCluster(cluster)).get();
-                Err(Corruption::Refcount { host, refcount: 0 }.into())
+                Err(Corruption::TableIsFree { host }.into())
             }
         }
     }

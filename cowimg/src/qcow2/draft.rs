@@ -245,7 +245,7 @@ impl Draft<'_> {
         }
         if let Some(cluster) = self.image.metadata_map.first_marked(start.get(), count) {
             let host = geometry.host_offset(HostCluster(cluster)).get();
-            return Err(Corruption::Refcount { host, refcount: 0 }.into());
+            return Err(Corruption::TableIsFree { host }.into());
         }
         self.cursor = end;
         Ok(start)

@@ -40,7 +40,7 @@ impl Qcow2 {
             // Past the end of a shorter backing disk there is nothing to ask.
             return Ok(silent);
         }
-        let below = backing.extent_at(covered.start(), covered.len())?;
+        let below = backing.extent_at(covered.start(), covered.len()).map_err(Error::of_below)?;
         Ok(Extent { depth: below.depth + 1, ..below })
     }
 

@@ -17,6 +17,7 @@
 //! | `snapshots`, `snapshot_table` | internal snapshots |
 //! | `in_flight` | operations at the same time |
 //! | `failed` | rule W8 |
+//! | `damage` | what becomes of an image in which damage is met |
 //! | `header_update`, `header_rewrite` | rules W5 and W7 |
 //! | `empty` | gives everything that an overlay holds back to what is below |
 //! | `bitmaps` | persistent dirty bitmaps, kept up to date |
@@ -44,6 +45,7 @@ pub(crate) mod check;
 mod compressed;
 mod copied;
 mod create;
+mod damage;
 mod divided;
 mod draft;
 mod empty;
@@ -171,7 +173,7 @@ impl Qcow2 {
             return Ok(());
         }
         // Bitmaps that cannot be saved stay in use, and are not trusted; the disk's content is saved all the same.
-        let bitmaps = self.save_bitmaps();
+        let bitmaps = if self.failure.is_damaged() { Ok(()) } else { self.save_bitmaps() };
         self.publish_all()?;
         bitmaps
     }
@@ -235,40 +237,46 @@ impl Disk for Qcow2 {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check_bounds(offset, buf.len() as u64)?;
-        self.read(buf, offset)
+        self.judged(|| self.read(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        let _change = self.lock_change();
-        let range = self.check_bounds(offset, buf.len() as u64)?;
-        let _recorded = self.recorded(range);
-        self.write(buf, offset)
+        self.judged(|| {
+            let _change = self.lock_change();
+            let range = self.check_bounds(offset, buf.len() as u64)?;
+            let _recorded = self.recorded(range);
+            self.write(buf, offset)
+        })
     }
 
     fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
-        let _change = self.lock_change();
-        self.check_bounds(range.start(), range.len())?;
-        let _recorded = self.recorded(range);
-        self.zero(range, mode)
+        self.judged(|| {
+            let _change = self.lock_change();
+            self.check_bounds(range.start(), range.len())?;
+            let _recorded = self.recorded(range);
+            self.zero(range, mode)
+        })
     }
 
     fn discard(&self, range: ByteRange) -> Result<()> {
-        let _change = self.lock_change();
-        self.check_bounds(range.start(), range.len())?;
-        let _recorded = self.recorded(range);
-        self.discard_range(range)
+        self.judged(|| {
+            let _change = self.lock_change();
+            self.check_bounds(range.start(), range.len())?;
+            let _recorded = self.recorded(range);
+            self.discard_range(range)
+        })
     }
 
     fn flush(&self) -> Result<()> {
         match self.mode {
             Mode::ReadOnly => Ok(()),
-            Mode::ReadWrite => self.commit(),
+            Mode::ReadWrite => self.judged(|| self.commit()),
         }
     }
 
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
         self.check_bounds(offset, 0)?;
-        self.extent(offset, max_len)
+        self.judged(|| self.extent(offset, max_len))
     }
 }
 

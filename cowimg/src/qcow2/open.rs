@@ -88,6 +88,7 @@ impl Qcow2 {
             Mode::ReadOnly => MetadataMap::default(),
             Mode::ReadWrite => {
                 let map = map_metadata(&l1, &meta, geometry, &*storage)?;
+                map_key_material(&map, &header, &*storage)?;
                 map_snapshots(&map, &header, &*storage)?;
                 map
             }
@@ -174,6 +175,17 @@ fn map_metadata(
     Ok(map)
 }
 
+/// Marks the header of a LUKS volume: without the keys in it, no data can be read again.
+fn map_key_material(map: &MetadataMap, header: &Header, storage: &dyn Storage) -> Result<()> {
+    let Some((start, len)) = header.crypto_header() else { return Ok(()) };
+    let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
+    let geometry = header.geometry();
+    let first = geometry.host_cluster(HostOffset(start)).get();
+    let end = geometry.clusters_for(start.saturating_add(len).min(file_len));
+    map.mark(first, end.saturating_sub(first));
+    Ok(())
+}
+
 /// Marks the tables of snapshots. One that lies past the end of the file is lost already, and so nothing to protect.
 fn map_snapshots(map: &MetadataMap, header: &Header, storage: &dyn Storage) -> Result<()> {
     let geometry = header.geometry();
@@ -245,9 +257,7 @@ fn refuse_writing(header: &Header, storage: &dyn Storage) -> Result<()> {
         return Err(Error::new(ErrorKind::ReadOnly));
     }
     if header.incompatible.contains(Incompatible::CORRUPT) {
-        return Err(Error::unsupported(
-            "the image is marked corrupt, so it is opened for reading only until it is repaired",
-        ));
+        return Err(Error::new(ErrorKind::MarkedCorrupt { met: None }));
     }
     if header.incompatible.contains(Incompatible::DIRTY) {
         return Err(Error::unsupported(

@@ -2,7 +2,7 @@
 
 use super::Qcow2;
 use super::plan::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::range::ByteRange;
 
 impl Qcow2 {
@@ -43,7 +43,7 @@ impl Qcow2 {
         let covered = backing.size().saturating_sub(offset).min(part.len() as u64) as usize;
         let (below, past_end) = part.split_at_mut(covered);
         past_end.fill(0);
-        if below.is_empty() { Ok(()) } else { backing.read_at(below, offset) }
+        if below.is_empty() { Ok(()) } else { backing.read_at(below, offset).map_err(Error::of_below) }
     }
 
     /// Whether every byte of the range is known, without reading any, to be zero.

@@ -212,7 +212,7 @@ impl Qcow2 {
         if self.mode == Mode::ReadOnly {
             return Err(Error::new(ErrorKind::ReadOnly));
         }
-        self.failure.check()
+        self.failure.check_for_change()
     }
 
     pub(super) fn present(&self) -> Result<Present> {

@@ -33,7 +33,7 @@ impl Qcow2 {
         if self.mode == Mode::ReadOnly {
             return Err(Error::new(ErrorKind::ReadOnly));
         }
-        self.failure.check()?;
+        self.failure.check_for_change()?;
         self.prepare_for_change()
     }
 
@@ -69,8 +69,7 @@ impl Qcow2 {
         Ok(len)
     }
 
-    /// Refuses to touch a table on the guest's behalf, and takes no more writes: whoever mapped guest data to it can do so
-    /// again.
+    /// Refuses to touch a table on the guest's behalf.
     pub(super) fn refuse_metadata(&self, guest: u64, host: HostOffset, len: u64) -> Result<()> {
         if self.data.external().is_some() {
             return Ok(());
@@ -81,7 +80,7 @@ impl Qcow2 {
             None => Ok(()),
             Some(cluster) => {
                 let host = self.geometry.host_offset(HostCluster(cluster)).get();
-                Err(self.failure.record(Corruption::OverlapsMetadata { guest, host }.into()))
+                Err(Corruption::OverlapsMetadata { guest, host }.into())
             }
         }
     }

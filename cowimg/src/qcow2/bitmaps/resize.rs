@@ -8,7 +8,7 @@ impl Qcow2 {
     /// To be called before the disk changes its size: refuses where a bitmap cannot follow, and marks all of them in use,
     /// those too that record nothing. Takes the commit lock.
     pub(crate) fn begin_bitmap_resize(&self) -> Result<()> {
-        self.failure.check()?;
+        self.failure.check_for_change()?;
         let _one_at_a_time = self.lock_commit();
         let mut state = self.lock_bitmaps();
         for bitmap in &state.list {
