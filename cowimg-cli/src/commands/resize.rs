@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     }
     let shrink = if args.shrink { Shrink::Allow } else { Shrink::Refuse };
     let shown = if args.quiet { Wanted::Nothing } else { Wanted::Bar };
-    resize(&image, size, &ResizeOptions { preallocation: args.preallocation, shrink }, shown)?;
+    resize(&image, size, ResizeOptions { preallocation: args.preallocation, shrink }, shown)?;
     image.close()?;
     if !args.quiet {
         writeln!(out, "Image resized.")?;
@@ -75,15 +75,15 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
 }
 
 /// Changes the size; taking space for the new part may last, and can be stopped.
-fn resize(image: &Image, size: u64, options: &ResizeOptions, shown: Wanted) -> Result<(), Failure> {
+fn resize(image: &Image, size: u64, options: ResizeOptions, shown: Wanted) -> Result<(), Failure> {
     if !matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full) {
-        return Ok(image.resize(size, options)?);
+        return Ok(image.resize(size, &options)?);
     }
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
     let display = Display::start(shown);
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
-    image.resize_with(size, options, &control).map_err(|error| match (error.kind(), interrupt.signal()) {
+    image.resize_with(size, &options, &control).map_err(|error| match (error.kind(), interrupt.signal()) {
         (ErrorKind::Cancelled, Some(signal)) => Failure::stopped(signal, "stopped; the size is as it was"),
         _ => error.into(),
     })?;

@@ -3,6 +3,7 @@
 //! The order is what makes it safe: everything is in the lower layer, durably, before the first byte of the image itself
 //! changes. Up to there the image reads as before whatever happens, because only what it hides is written.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::in_turn::work_in_turn;
@@ -17,7 +18,7 @@ use crate::range::ByteRange;
 /// Bytes of a piece, or one cluster of the lower layer where that is more.
 const PIECE: u64 = 1 << 20;
 /// Zeroes in data are looked for in steps of this many bytes when the lower layer has no clusters.
-const RAW_GRANULE: u64 = 4096;
+const RAW_GRANULE: usize = 4096;
 
 /// What becomes of the image once its content is in the lower layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -112,6 +113,13 @@ struct Run<'a> {
     zero_bytes: AtomicU64,
 }
 
+/// Where the data of a cluster starts and ends, in steps of [`RAW_GRANULE`].
+fn without_zeroes_around(cluster: &[u8]) -> Range<usize> {
+    let mut data = parts(cluster, RAW_GRANULE).filter(|part| !part.is_zero).map(|part| part.range);
+    let Some(first) = data.next() else { return 0..0 };
+    first.start..data.last().map_or(first.end, |last| last.end)
+}
+
 impl<'a> Run<'a> {
     fn new(image: &'a Image, lower: &'a Image, depth: usize, rate: Option<u64>) -> Run<'a> {
         let (data_bytes, zero_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -168,15 +176,39 @@ impl<'a> Run<'a> {
         if piece.is_zero {
             return self.zero(piece.range);
         }
-        let granule = self.lower.cluster_size().unwrap_or(RAW_GRANULE) as usize;
+        let granule = self.lower.cluster_size().map_or(RAW_GRANULE, |size| size as usize);
         for part in parts(buf, granule) {
             let at = piece.range.start() + part.range.start as u64;
             if part.is_zero {
                 self.zero(ByteRange::between(at, at + part.range.len() as u64))?;
             } else {
                 self.data_bytes.fetch_add(part.range.len() as u64, Ordering::Relaxed);
-                self.lower.write_at(&buf[part.range], at)?;
+                self.write_data(&buf[part.range], at, granule)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes data that starts at a granule's boundary. Where the lower layer has zeroes, those around a granule's data
+    /// need not be written: a scattered write then costs its own bytes, not those of its cluster.
+    fn write_data(&self, bytes: &[u8], at: u64, granule: usize) -> Result<()> {
+        let end = at + bytes.len() as u64;
+        let mut left = ByteRange::between(at, end);
+        while !left.is_empty() {
+            let extent = self.lower.extent_at(left.start(), left.len())?;
+            let here = &bytes[(left.start() - at) as usize..(extent.range.end() - at) as usize];
+            if extent.is_zero() {
+                for (nth, cluster) in here.chunks(granule).enumerate() {
+                    let data = without_zeroes_around(cluster);
+                    self.lower.write_at(
+                        &cluster[data.clone()],
+                        left.start() + (nth * granule + data.start) as u64,
+                    )?;
+                }
+            } else {
+                self.lower.write_at(here, left.start())?;
+            }
+            left = ByteRange::between(extent.range.end(), end);
         }
         Ok(())
     }

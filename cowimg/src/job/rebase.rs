@@ -200,28 +200,29 @@ impl<'a> Run<'a> {
         Ok((!alike, end))
     }
 
-    /// Reads what a piece is in both chains, the old one into `buf`; what is to be done, by ranges of `buf`.
+    /// Reads what a piece is in both chains, the old one into the first half of `buf`; what is to be done, by ranges of `buf`.
     fn compare(
         &self,
         piece: ByteRange,
         buf: &mut PageBuffer,
     ) -> Result<Vec<(std::ops::Range<usize>, Action)>> {
         let len = piece.len() as usize;
-        buf.resize(len);
-        self.image.read_at(buf, piece.start())?;
-        let mut new = PageBuffer::new(len);
-        if let Some(image) = self.new {
-            let covered = image.size().saturating_sub(piece.start()).min(piece.len()) as usize;
-            if covered > 0 {
-                image.read_at(&mut new[..covered], piece.start())?;
-            }
+        buf.resize(2 * len);
+        let (old, new) = buf.split_at_mut(len);
+        self.image.read_at(old, piece.start())?;
+        let size = self.new.map_or(0, Image::size);
+        let (below, past_end) =
+            new.split_at_mut(size.saturating_sub(piece.start()).min(piece.len()) as usize);
+        if let (Some(image), false) = (self.new, below.is_empty()) {
+            image.read_at(below, piece.start())?;
         }
+        past_end.fill(0);
         self.compared.fetch_add(piece.len(), Ordering::Relaxed);
         let mut actions: Vec<(std::ops::Range<usize>, Action)> = Vec::new();
         let mut at = 0;
         while at < len {
             let end = (at + self.unit as usize).min(len);
-            let (old, new) = (&buf[at..end], &new[at..end]);
+            let (old, new) = (&old[at..end], &new[at..end]);
             if old != new {
                 let action = self.action_for(old)?;
                 match (actions.last_mut(), &action) {

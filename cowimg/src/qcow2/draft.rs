@@ -18,8 +18,9 @@
 //! The draft takes clusters that are free in the *present* refcounts, and each only once, so that nothing which the
 //! file still refers to is written over. The cost is in proportion to the tables that change.
 
-use std::collections::HashSet;
 use std::sync::{MutexGuard, PoisonError};
+
+use foldhash::HashSet;
 
 use super::Qcow2;
 use super::l1_table::L1Table;
@@ -76,7 +77,7 @@ impl Qcow2 {
             next,
             map: self.metadata_map.fork(),
             cursor: start,
-            moved: HashSet::new(),
+            moved: HashSet::default(),
             replaced: Vec::new(),
             lowest_freed: start,
         };

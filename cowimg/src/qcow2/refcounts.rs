@@ -4,8 +4,10 @@
 //! [`Refcounts::take_dirty`] for the commit, which writes it in the order of [`super::write_order`]. A block that is
 //! missing is made *inside* the region that it counts, and counts itself, so that making one needs no other.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
+
+use foldhash::HashMap;
 
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
@@ -77,7 +79,7 @@ impl Refcounts {
             table_offset,
             table_clusters,
             dirty_table_sectors: BTreeSet::new(),
-            blocks: HashMap::new(),
+            blocks: HashMap::default(),
             clock: VecDeque::new(),
             max_blocks: ((cache_bytes / geometry.cluster_size()) as usize).max(2),
         })
@@ -276,7 +278,7 @@ impl Refcounts {
             table_offset: self.table_offset,
             table_clusters: self.table_clusters,
             dirty_table_sectors: BTreeSet::new(),
-            blocks: HashMap::new(),
+            blocks: HashMap::default(),
             clock: VecDeque::new(),
             max_blocks: self.max_blocks,
         }

@@ -9,10 +9,12 @@
 //!   dirty, or being written, is held by the metadata or by the commit.
 //! * Loading happens under the shard's lock, so that no older content can come in over a newer one.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::HashMap;
 
 use crate::error::Result;
 use crate::format::qcow2::RawL2Entry;

@@ -3,7 +3,7 @@
 //!
 //! Counts are 16 bits wide, in pages that exist where something was counted; a count that needs more is kept aside.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +36,7 @@ impl References {
         }
         // One more than there are: the file may end within its last cluster.
         let pages = (0..(clusters + 1).div_ceil(PAGE)).map(|_| None).collect();
-        Ok(References { pages, aside: HashMap::new(), clusters })
+        Ok(References { pages, aside: HashMap::default(), clusters })
     }
 
     /// Clusters that have a count: those of the file, and the one after its end once it is referred to.
