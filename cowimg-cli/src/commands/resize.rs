@@ -83,9 +83,13 @@ fn resize(image: &Image, size: u64, options: ResizeOptions, shown: Wanted) -> Re
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
     let display = Display::start(shown);
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
-    image.resize_with(size, &options, &control).map_err(|error| match (error.kind(), interrupt.signal()) {
-        (ErrorKind::Cancelled, Some(signal)) => Failure::stopped(signal, "stopped; the size is as it was"),
-        _ => error.into(),
+    image.resize_with(size, &options, &control).map_err(|error| {
+        match (error.kind(), interrupt.signal()) {
+            (ErrorKind::Cancelled, Some(signal)) => {
+                Failure::stopped(signal, "stopped; the size is as it was")
+            }
+            _ => error.into(),
+        }
     })?;
     display.finish();
     Ok(())
