@@ -1,4 +1,4 @@
-//! Colours on standard error: only for a person who sees them and has not asked for none.
+//! Colours: only for a person who sees them and has not asked for none.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -12,13 +12,22 @@ pub(crate) enum Meaning {
     Failure,
     /// The command goes on, and something is to be known.
     Warning,
+    /// All is well.
+    Success,
 }
 
-/// `text` in the colour of its meaning, or as it is: where standard error is no terminal, where `NO_COLOR` is set to
+/// `text` for standard error in the colour of its meaning, or as it is: where standard error is no terminal, where `NO_COLOR` is set to
 /// anything, and in the strict manner.
 pub(crate) fn painted(text: &str, meaning: Meaning) -> String {
     let has_colours =
         manner() == Manner::Cowimg && io::stderr().is_terminal() && is_wanted(|key| env::var(key).ok());
+    if has_colours { paint(text, meaning) } else { text.to_owned() }
+}
+
+/// The same for standard output.
+pub(crate) fn painted_on_stdout(text: &str, meaning: Meaning) -> String {
+    let has_colours =
+        manner() == Manner::Cowimg && io::stdout().is_terminal() && is_wanted(|key| env::var(key).ok());
     if has_colours { paint(text, meaning) } else { text.to_owned() }
 }
 
@@ -32,6 +41,7 @@ fn paint(text: &str, meaning: Meaning) -> String {
     let code = match meaning {
         Meaning::Failure => "1;31",
         Meaning::Warning => "1;33",
+        Meaning::Success => "1;32",
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }

@@ -68,9 +68,9 @@ pub mod encryption {
     pub use crate::codec::crypt::{CipherAlgorithm, CipherMode, CryptError, HashAlgorithm, IvGenerator};
 }
 
-/// The consistency check of qcow2 images.
+/// The consistency check of qcow2 images, and their repair.
 pub mod check {
-    pub use crate::chain::{check_file, repair_file};
+    pub use crate::chain::{CheckedFile, check_file, repair_file};
     pub use crate::qcow2::check::*;
 }
 

@@ -3,7 +3,7 @@
 //! The groups of options that several commands share are [`Source`], which also opens the image that it names, and
 //! [`Report`].
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use cowimg::{Format, Image};
@@ -55,6 +55,11 @@ impl Source {
         let Source { format, image_opts, force_share, .. } = *self;
         self.objects.register()?;
         ImageName::parse(&self.file, ImageForm { format, image_opts, force_share })
+    }
+
+    /// What the command line calls the image, a description included.
+    pub(crate) fn given(&self) -> &OsStr {
+        &self.file
     }
 
     /// Refuses `-U` for a command that changes the image and does not know it.

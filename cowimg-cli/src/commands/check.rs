@@ -1,31 +1,41 @@
 //! `cowimg check`
 
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-use cowimg::check::{CheckReport, Repair, check_file, repair_file};
-use cowimg::{CacheMode, Format};
+use cowimg::check::{CheckReport, CheckedFile, Repair};
+use cowimg::{Access, CacheMode, Format};
 
 use crate::args::cache_mode::parse_cache_mode;
 use crate::args::image_name::ImageName;
 use crate::args::{Report, ReportFormat, Source};
+use crate::cli::OURS;
+use crate::colour::{Meaning, painted_on_stdout};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note_plain};
+use crate::failure::{Failure, note_plain, warn};
+use crate::manner::Manner;
 use crate::output::check::{self, CheckSummary};
+use crate::output::repair_plan;
 
 /// Look for contradictions and wasted space in an image
 ///
-/// Nothing is changed without -r. Exit codes: 0 nothing found, or nothing left after a repair, 1 the check could not be
-/// done or completed, 2 contradictions that can cost data, 3 wasted space only, 63 the format has nothing to check.
+/// Nothing is changed without -r. A backing file that is missing or in use is a warning, and the image is checked all the
+/// same. Exit codes: 0 nothing found, or nothing left after a repair, 1 the check could not be done or completed, 2
+/// contradictions that can cost data, 3 wasted space only, 63 the format has nothing to check.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
 
-    /// Repair what can be repaired safely: leaks gives wasted space back, all makes refcounts and flags right too; entries of
-    /// tables that are damaged stay as they are
+    /// Repair: leaks gives wasted space back, all makes every table right; what can be read reads the same afterwards, and
+    /// what can not reads as zeroes
     #[arg(short = 'r', long, value_name = "WHAT", value_parser = parse_repair)]
     repair: Option<Repair>,
+
+    /// Change nothing, and print what the repair would do about each finding
+    #[arg(long, help_heading = OURS, requires = "repair")]
+    dry_run: bool,
 
     /// Cache mode of the image: writeback, writethrough, none (past the host's cache), directsync or unsafe
     #[arg(short = 'T', long, value_name = "MODE", value_parser = parse_cache_mode, default_value = "writeback")]
@@ -42,16 +52,23 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let image = args.source.name()?.cached(args.cache);
-    let ImageName { path: file, options, shown, .. } = &image;
-    let format = cowimg::inspect(file, options)?.format;
-    if format == Format::Raw {
-        return Err(Failure::new(format!("{}: a raw image has nothing to check", file.display()))
-            .code(ExitCode::CheckUnsupported));
+    let mut file = open(args, &image, out)?;
+    if let (true, Some(repair)) = (args.dry_run, args.repair) {
+        let plan = file.plan(repair)?;
+        if !args.quiet {
+            match args.report.format() {
+                ReportFormat::Human => repair_plan::human(&plan, out)?,
+                ReportFormat::Json => {
+                    repair_plan::json(&plan, args.source.given().as_bytes()).write_document(out)?;
+                }
+            }
+        }
+        return Ok(exit_code(&plan.report));
     }
     let (report, fixed) = match args.repair {
-        None => (check_file(file, options)?, (0, 0)),
+        None => (file.check()?, (0, 0)),
         Some(repair) => {
-            let repaired = repair_file(file, options, repair)?;
+            let repaired = file.repair(repair)?;
             list_findings(&repaired.before);
             (repaired.after, (repaired.leaks_fixed, repaired.corruptions_fixed))
         }
@@ -59,11 +76,47 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     if args.repair.is_none() || fixed != (0, 0) {
         list_findings(&report);
     }
-    let summary = CheckSummary {
+    if !args.quiet {
+        let summary = summary(&report, fixed, args.source.given().as_bytes().to_vec());
+        match args.report.format() {
+            ReportFormat::Human => print_summary(&summary, out)?,
+            ReportFormat::Json => check::json(&summary).write_document(out)?,
+        }
+    }
+    Ok(exit_code(&report))
+}
+
+/// Opens the image, and what it is of no use without: where that cannot be had the strict manner gives up, as qemu-img
+/// does, and the other tells.
+fn open(args: &Args, image: &ImageName, out: &Console) -> Result<CheckedFile, Failure> {
+    let access = match args.repair {
+        Some(_) if !args.dry_run => Access::ReadWrite,
+        _ => Access::ReadOnly,
+    };
+    let options = match access {
+        Access::ReadWrite => image.options_to_write()?,
+        Access::ReadOnly => image.options.clone(),
+    };
+    let mut file = CheckedFile::open(&image.path, &options, access)?;
+    if file.format() == Format::Raw {
+        return Err(Failure::new(format!("{}: a raw image has nothing to check", image.path.display()))
+            .code(ExitCode::CheckUnsupported));
+    }
+    if let Err(error) = file.open_dependencies() {
+        match out.manner {
+            Manner::QemuImg => return Err(error.into()),
+            Manner::Cowimg => warn(&format!("{error}; only the image itself is checked")),
+        }
+    }
+    Ok(file)
+}
+
+fn summary(report: &CheckReport, fixed: (u64, u64), filename: Vec<u8>) -> CheckSummary {
+    CheckSummary {
         leaks_fixed: fixed.0,
         corruptions_fixed: fixed.1,
-        filename: shown.as_bytes().to_vec(),
-        format: format.as_str(),
+        filename,
+        format: Format::Qcow2.as_str(),
         corruptions: report.corruptions,
         leaks: report.leaks,
         check_errors: report.check_errors,
@@ -72,14 +125,28 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         allocated_clusters: report.allocated_clusters,
         fragmented_clusters: report.fragmented_clusters,
         compressed_clusters: report.compressed_clusters,
-    };
-    if !args.quiet {
-        match args.report.format() {
-            ReportFormat::Human => check::human(&summary, out)?,
-            ReportFormat::Json => check::json(&summary).write_document(out)?,
+    }
+}
+
+/// The report for a person, with the verdict in colour where somebody sees it.
+fn print_summary(summary: &CheckSummary, out: &mut Console) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    check::human(summary, &mut text)?;
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        let words = String::from_utf8_lossy(line);
+        let meaning = match words.trim_end() {
+            "No errors were found on the image." => Some(Meaning::Success),
+            line if line.ends_with("errors were found on the image.") => Some(Meaning::Failure),
+            line if line.ends_with("leaked clusters were found on the image.") => Some(Meaning::Warning),
+            line if line.ends_with("occurred during the check.") => Some(Meaning::Failure),
+            _ => None,
+        };
+        match meaning {
+            Some(meaning) => writeln!(out, "{}", painted_on_stdout(words.trim_end(), meaning))?,
+            None => out.write_all(line)?,
         }
     }
-    Ok(exit_code(&report))
+    Ok(())
 }
 
 fn parse_repair(word: &str) -> Result<Repair, String> {

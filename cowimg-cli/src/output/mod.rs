@@ -15,6 +15,7 @@ pub(crate) mod info;
 pub(crate) mod json;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod repair_plan;
 pub(crate) mod snapshots;
 
 /// A path as the bytes that it is: reports repeat names as they were given, whatever their encoding.

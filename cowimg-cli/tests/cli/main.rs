@@ -18,6 +18,7 @@ mod descriptions;
 mod info;
 mod locks;
 mod map;
+mod repair;
 mod resize;
 mod snapshot;
 mod strict;

@@ -1,31 +1,89 @@
-//! Checking an image file by itself, without opening what it names.
+//! Checking and repairing image files.
 
 use std::path::Path;
 
+use super::data::data_file_of;
 use super::file_use::Purpose;
 use super::options::OpenOptions;
-use super::walk::{Found, Kind};
+use super::walk::{Found, Kind, walk};
 use crate::error::{Error, Result};
-use crate::qcow2::check::{CheckReport, Repair, RepairReport, check_storage, repair_storage};
+use crate::format::probe::Format;
+use crate::qcow2::check::{
+    CheckReport, Repair, RepairPlan, RepairReport, check_storage, plan_storage, repair_storage,
+};
+use crate::storage::{Access, Storage};
+
+/// A file that is open to be checked or repaired. Its tables are looked at by the check alone, so that an image can be
+/// opened so which is too damaged to be used.
+#[derive(Debug)]
+pub struct CheckedFile {
+    top: Found,
+    options: OpenOptions,
+    purpose: Purpose,
+    /// Files that are held, with their locks, while the image is worked on.
+    held: Vec<Found>,
+}
+
+impl CheckedFile {
+    /// Opens the file at `path`, and nothing that it names. To repair it, it takes the locks of a writer.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions, access: Access) -> Result<CheckedFile> {
+        let purpose = Purpose::of(access);
+        let top = Found::open_damaged(path.as_ref(), options, purpose)?;
+        Ok(CheckedFile { top, options: options.clone(), purpose, held: Vec::new() })
+    }
+
+    /// The format of the file.
+    pub fn format(&self) -> Format {
+        self.top.kind.format()
+    }
+
+    /// Opens the files that the image is of no use without as a user of the image would: its backing chain and its data
+    /// file. What they hold is not checked; they stay locked until this value is dropped. Fails where one of them cannot be
+    /// opened or is in use.
+    pub fn open_dependencies(&mut self) -> Result<()> {
+        self.held = walk(self.top.clone(), &self.options, self.purpose)?;
+        if let Kind::Qcow2(header) = &self.top.kind {
+            data_file_of(&self.top, header, self.purpose.access(), &self.options)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the image's metadata. Fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a raw image,
+    /// which has none.
+    pub fn check(&self) -> Result<CheckReport> {
+        self.with_storage(check_storage)
+    }
+
+    /// What [`CheckedFile::repair`] would do; see [`plan_storage`].
+    pub fn plan(&self, repair: Repair) -> Result<RepairPlan> {
+        self.with_storage(|storage| plan_storage(storage, repair))
+    }
+
+    /// Checks the image and repairs what can be repaired: see [`repair_storage`].
+    pub fn repair(&mut self, repair: Repair) -> Result<RepairReport> {
+        self.with_storage(|storage| repair_storage(storage, repair))
+    }
+
+    fn with_storage<T>(&self, work: impl FnOnce(&dyn Storage) -> Result<T>) -> Result<T> {
+        let result = match self.top.kind {
+            Kind::Raw => Err(Error::unsupported("a raw image has nothing to check")),
+            Kind::Qcow2(_) => work(&*self.top.storage),
+        };
+        result.map_err(|error| match &self.top.path {
+            Some(path) => error.at_path(path),
+            None => error,
+        })
+    }
+}
 
 /// Checks the metadata of the image at `path`; its backing file is not opened. Only for formats that have metadata: for
 /// a raw image it fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
 pub fn check_file(path: impl AsRef<Path>, options: &OpenOptions) -> Result<CheckReport> {
-    let path = path.as_ref();
-    let found = Found::open(path, options, Purpose::Read)?;
-    match found.kind {
-        Kind::Raw => Err(Error::unsupported("a raw image has nothing to check").at_path(path)),
-        Kind::Qcow2(_) => check_storage(&*found.storage).map_err(|error| error.at_path(path)),
-    }
+    CheckedFile::open(path, options, Access::ReadOnly)?.check()
 }
 
-/// Checks the image at `path` and repairs what can be repaired safely: see [`repair_storage`]. Takes the locks of a
-/// writer. The backing file is not opened. Fails as [`check_file`] does, and where the file cannot be written.
+/// Checks the image at `path` and repairs what can be repaired: see [`repair_storage`]. Takes the locks of a writer.
+/// The backing file is not opened. Fails as [`check_file`] does, and where the file cannot be written.
 pub fn repair_file(path: impl AsRef<Path>, options: &OpenOptions, repair: Repair) -> Result<RepairReport> {
-    let path = path.as_ref();
-    let found = Found::open(path, options, Purpose::Write)?;
-    match found.kind {
-        Kind::Raw => Err(Error::unsupported("a raw image has nothing to repair").at_path(path)),
-        Kind::Qcow2(_) => repair_storage(&*found.storage, repair).map_err(|error| error.at_path(path)),
-    }
+    CheckedFile::open(path, options, Access::ReadWrite)?.repair(repair)
 }

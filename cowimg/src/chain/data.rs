@@ -45,14 +45,21 @@ pub(super) fn data_options(
     access: Access,
     options: &OpenOptions,
 ) -> Result<DataOptions> {
-    let file = if header.incompatible.contains(Incompatible::DATA_FILE) {
-        Some(open_data_file(found, header, access, options)?)
-    } else {
-        None
-    };
+    let file = data_file_of(found, header, access, options)?;
     let passphrase = options.passphrase.as_ref().map(Passphrase::bytes);
     let cipher = unlock(&*found.storage, header, passphrase)?;
     Ok(DataOptions { file, cipher })
+}
+
+/// Opens and locks the data file of the image, if it has one.
+pub(super) fn data_file_of(
+    found: &Found,
+    header: &Header,
+    access: Access,
+    options: &OpenOptions,
+) -> Result<Option<Arc<dyn Storage>>> {
+    let has_one = header.incompatible.contains(Incompatible::DATA_FILE);
+    has_one.then(|| open_data_file(found, header, access, options)).transpose()
 }
 
 /// The data file that the image names, if the policy allows it; or the one that the caller named instead.

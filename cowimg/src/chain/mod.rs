@@ -24,7 +24,7 @@ mod walk;
 
 pub(crate) use crate::qcow2::BitmapInfo;
 pub use cache_mode::{CacheMode, UnknownCacheMode};
-pub use check::{check_file, repair_file};
+pub use check::{CheckedFile, check_file, repair_file};
 pub use create::{
     BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
     create, plan,

@@ -15,10 +15,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
 use crate::qcow2::Qcow2;
+use crate::qcow2::check::read_damaged_header;
 use crate::storage::{Access, FileOptions, FileStorage, Storage, StorageExt, WindowStorage};
 
 /// A file that was found to be a layer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Found {
     /// The name by which it was opened; none for a storage that the caller brought.
     pub(super) path: Option<PathBuf>,
@@ -33,7 +34,7 @@ pub(super) struct Found {
 }
 
 /// What a layer is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Kind {
     Raw,
     Qcow2(Box<Header>),
@@ -44,6 +45,14 @@ impl Kind {
         Ok(match format {
             Format::Raw => Kind::Raw,
             Format::Qcow2 => Kind::Qcow2(Box::new(Qcow2::read_header(storage)?)),
+        })
+    }
+
+    /// The same, also where the header says impossible things about a table that the image can do without.
+    fn read_damaged(format: Format, storage: &dyn Storage) -> Result<Kind> {
+        Ok(match format {
+            Format::Raw => Kind::Raw,
+            Format::Qcow2 => Kind::Qcow2(Box::new(read_damaged_header(storage)?)),
         })
     }
 
@@ -59,18 +68,30 @@ impl Found {
     /// Opens the file at `path`, locks it for `purpose`, and reads what it is.
     pub(super) fn open(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
         let file = open_file(path, options, purpose)?;
-        Found::of_file(path, file, options, purpose).map_err(|error| error.at_path(path))
+        Found::of_file(path, file, (options, purpose), Kind::read).map_err(|error| error.at_path(path))
     }
 
-    /// Locks `file` for `purpose`, and reads what it is.
-    fn of_file(path: &Path, file: FileStorage, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
+    /// The same for an image that is to be checked, and may have a damaged header.
+    pub(super) fn open_damaged(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
+        let file = open_file(path, options, purpose)?;
+        Found::of_file(path, file, (options, purpose), Kind::read_damaged)
+            .map_err(|error| error.at_path(path))
+    }
+
+    /// Locks `file` for a purpose, and reads what it is.
+    fn of_file(
+        path: &Path,
+        file: FileStorage,
+        (options, purpose): (&OpenOptions, Purpose),
+        read: fn(Format, &dyn Storage) -> Result<Kind>,
+    ) -> Result<Found> {
         let file = Arc::new(file);
         let storage = options.cache_mode.storage(&file)?;
         let format = stated_or_probed(&*storage, options.format)?;
         // Nothing but the bytes that tell the format has been read before this.
         file.lock(file_use(Part::of(format, options.raw_window), purpose, options.lock)?)?;
         let storage = windowed(storage, format, options)?;
-        let kind = Kind::read(format, &*storage)?;
+        let kind = read(format, &*storage)?;
         Ok(Found {
             path: Some(path.to_path_buf()),
             storage,
@@ -203,7 +224,8 @@ impl Below {
     fn found(self) -> Result<Found> {
         match self.place {
             Place::File { path, file } => {
-                Found::of_file(&path, file, &self.options, self.purpose).map_err(|error| error.at_path(&path))
+                Found::of_file(&path, file, (&self.options, self.purpose), Kind::read)
+                    .map_err(|error| error.at_path(&path))
             }
             Place::Storage(storage) => Found::of_storage(storage, self.options.format, self.purpose.access()),
         }

@@ -37,6 +37,11 @@ pub(crate) struct Qcow2Options {
 impl Qcow2 {
     /// Reads and validates the header at the start of `storage`.
     pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
+        Self::decode_header(&Self::read_header_cluster(storage)?)
+    }
+
+    /// Reads the header's cluster, or as much of it as there is.
+    pub(super) fn read_header_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
         let io = |error| Error::io("read the header", error);
         let file_len = storage.len().map_err(io)?;
         // The header is in the first cluster; its size stands in the first bytes.
@@ -51,7 +56,12 @@ impl Qcow2 {
                 start.truncate(header_area);
             }
         }
-        Header::decode(&start).map_err(|error| match error {
+        Ok(start)
+    }
+
+    /// Decodes and validates the header in its cluster.
+    pub(super) fn decode_header(cluster: &[u8]) -> Result<Header> {
+        Header::decode(cluster).map_err(|error| match error {
             HeaderError::Magic => {
                 let why = String::from("it does not start with the bytes \"QFI\\xfb\"");
                 Error::new(ErrorKind::WrongFormat { expected: "qcow2", why })

@@ -4,6 +4,8 @@
 //! left out proves nothing.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod damage;
+
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

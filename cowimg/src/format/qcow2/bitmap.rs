@@ -194,11 +194,11 @@ impl BitmapEntry {
         if !granularities.contains(&self.granularity_bits) {
             return Some("its granularity is out of bounds");
         }
-        let bytes = u64::from(self.table_entries).saturating_mul(g.cluster_size());
         // One that is in use was not saved, perhaps since before the disk grew.
         let saved = self.flags & BitmapEntry::IN_USE == 0;
-        if saved && bytes < BitmapEntry::bytes_for(size, self.granularity_bits) {
-            return Some("its table is too short for the disk");
+        let needed = g.clusters_for(BitmapEntry::bytes_for(size, self.granularity_bits));
+        if saved && u64::from(self.table_entries) != needed {
+            return Some("its table does not fit the size of the disk");
         }
         None
     }

@@ -7,14 +7,17 @@
 use std::io;
 
 use super::issue::Finding;
-use super::ledger::{Ledger, Subject};
+use super::ledger::{Ledger, Role, Subject};
+use super::sites::Structure;
 use super::tables::{self, Tables};
+use crate::error::{Error, Result};
 use crate::format::qcow2::{BitmapEntry, BitmapTableEntry, BitmapsExtension, TABLE_ENTRY_SIZE};
+use crate::storage::StorageExt;
 
 /// Counts what the bitmaps refer to.
 pub(super) fn scan(subject: &Subject<'_>, ledger: &mut Ledger) {
     let Some(extension) = subject.header.bitmaps() else { return };
-    ledger.refer("the bitmap directory", extension.directory.0, extension.directory_size, 1);
+    ledger.refer(Structure::BitmapDirectory, extension.directory.0, extension.directory_size);
     let bitmap_tables = read_directory(subject, ledger, &extension);
     tables::for_each_entry(subject, ledger, &bitmap_tables, |ledger, host, entry, times| {
         table_entry(subject, ledger, (host, entry), times);
@@ -23,11 +26,11 @@ pub(super) fn scan(subject: &Subject<'_>, ledger: &mut Ledger) {
 
 /// The tables that the directory names. What cannot be followed leaves references uncounted.
 fn read_directory(subject: &Subject<'_>, ledger: &mut Ledger, extension: &BitmapsExtension) -> Tables {
-    let mut found = Tables { what: "a bitmap table", places: Vec::new() };
+    let mut found = Tables { what: Structure::BitmapTable, places: Vec::new() };
     let entries = match directory_bytes(subject, extension) {
         Ok(bytes) => BitmapEntry::decode_directory(&bytes, extension.count),
         Err(error) => {
-            ledger.unreadable("the bitmap directory", extension.directory.0, &error);
+            ledger.unreadable(Structure::BitmapDirectory, extension.directory.0, &error);
             return found;
         }
     };
@@ -63,8 +66,41 @@ fn table_entry(subject: &Subject<'_>, ledger: &mut Ledger, (host, entry): (u64, 
     match BitmapTableEntry::decode(entry, &subject.geometry) {
         Err(why) => ledger.issues.add(Finding::BitmapTableEntry { host, entry, why }, times),
         Ok(BitmapTableEntry::Cluster(cluster)) => {
-            ledger.refer("a bitmap's cluster", cluster.get(), subject.geometry.cluster_size(), times);
+            if !ledger.count(Role::Fixed, cluster.get(), subject.geometry.cluster_size(), times) {
+                let why = "the bitmap's cluster lies past the end of the file";
+                ledger.issues.add(Finding::BitmapTableEntry { host, entry, why }, times);
+            }
         }
         Ok(BitmapTableEntry::Zeroes | BitmapTableEntry::Ones) => {}
     }
+}
+
+/// Lets entries of bitmap tables that make no sense say that all they stand for has changed, for a bitmap may say too much
+/// and never too little. `found` is what a check has found. Returns how many there were; the caller syncs.
+pub(super) fn mark_dirty(subject: &Subject<'_>, found: &Ledger) -> Result<u64> {
+    let Some(extension) = subject.header.bitmaps() else { return Ok(0) };
+    // What is wrong has been reported.
+    let mut unread = Ledger::new(subject)?;
+    let bitmap_tables = read_directory(subject, &mut unread, &extension);
+    let mut bad = Vec::new();
+    tables::for_each_entry(subject, &mut unread, &bitmap_tables, |_, host, entry, _| {
+        let is_right = match BitmapTableEntry::decode(entry, &subject.geometry) {
+            Err(_) => false,
+            Ok(BitmapTableEntry::Cluster(at)) => {
+                found.is_within_file(at.get(), subject.geometry.cluster_size())
+            }
+            Ok(BitmapTableEntry::Zeroes | BitmapTableEntry::Ones) => true,
+        };
+        if !is_right {
+            bad.push(host);
+        }
+    });
+    for &host in &bad {
+        let ones = BitmapTableEntry::Ones.encode().to_be_bytes();
+        subject
+            .storage
+            .write_all_at(&ones, host)
+            .map_err(|error| Error::io("write a bitmap table", error))?;
+    }
+    Ok(bad.len() as u64)
 }

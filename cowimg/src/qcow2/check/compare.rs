@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::issue::Finding;
-use super::ledger::{Ledger, Subject};
+use super::ledger::{Ledger, Role, Subject};
 use super::stored::{Block, StoredRefcounts};
 use crate::format::qcow2::{HostCluster, decode_refcount_table_entry, refcounts};
 
@@ -23,6 +23,7 @@ pub(super) fn refcount_blocks(subject: &Subject<'_>, stored: &StoredRefcounts<'_
             Ok(None) => continue,
             Ok(Some(host)) => host,
             Err(why) => {
+                ledger.needs_rebuild = true;
                 ledger.report(Finding::RefcountTableEntry { index, entry, why });
                 continue;
             }
@@ -30,15 +31,19 @@ pub(super) fn refcount_blocks(subject: &Subject<'_>, stored: &StoredRefcounts<'_
         let cluster = geometry.host_cluster(host).0;
         if cluster >= ledger.references.clusters() {
             let why = "the refcount block lies past the end of the file";
+            ledger.needs_rebuild = true;
             ledger.report(Finding::RefcountTableEntry { index, entry, why });
             continue;
         }
-        ledger.refer("a refcount block", host.0, geometry.cluster_size(), 1);
+        ledger.add(Role::Refcounts, cluster, 1);
         let references = ledger.references.get(cluster).min(geometry.refcount_max());
         if references != 1 {
+            ledger.needs_rebuild = true;
             ledger.report(Finding::SharedRefcountBlock { index, host: host.0, references });
         }
     }
+    let structures = ledger.refcounts.counted(0..ledger.refcounts.clusters());
+    ledger.needs_rebuild |= { structures }.any(|cluster| ledger.references.get(cluster) > 1);
 }
 
 /// Compares, and returns the offset at which the highest cluster in use ends.
@@ -82,6 +87,7 @@ impl Comparison<'_> {
     fn without_block(&mut self, ledger: &mut Ledger, clusters: Range<u64>) {
         let mut next = ledger.references.next_counted(clusters.clone());
         while let Some(cluster) = next {
+            ledger.needs_rebuild |= ledger.references.get(cluster) > 0;
             self.cluster(ledger, cluster, 0);
             next = ledger.references.next_counted(cluster + 1..clusters.end);
         }
@@ -137,6 +143,7 @@ impl Comparison<'_> {
     }
 
     fn unknown(&self, ledger: &mut Ledger, block: &UnknownBlock, clusters: Range<u64>) {
+        ledger.needs_rebuild = true;
         let mut next = ledger.references.next_counted(clusters.clone());
         while let Some(cluster) = next {
             self.representable(ledger, cluster, ledger.references.get(cluster));

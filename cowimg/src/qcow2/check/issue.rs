@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use super::sites::{L1Problem, L1Site, L2Problem, L2Site, SnapshotProblem, Structure};
+use super::snapshot_mend::is_about_snapshots;
+
 /// What a finding means for the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -36,83 +39,6 @@ pub struct CheckIssue {
     /// How often it counts in the report's totals: a wrong entry of an L2 table that three snapshots share is listed
     /// once and counts three times.
     pub times: u64,
-}
-
-/// An entry of an L1 table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct L1Site {
-    /// Where in the file the entry is, in bytes.
-    pub host: u64,
-    /// Its index in the active L1 table; `None` in a snapshot's.
-    pub index: Option<u64>,
-    /// The entry as stored.
-    pub entry: u64,
-}
-
-/// An entry of an L2 table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct L2Site {
-    /// Where in the file the table starts, in bytes.
-    pub table: u64,
-    /// The entry's index in the table.
-    pub index: u64,
-    /// The guest offset in bytes that the entry maps, where the active L1 table refers to the table.
-    pub guest: Option<u64>,
-    /// The entry as stored (its first word, where L2 entries are extended).
-    pub entry: u64,
-}
-
-/// What is wrong with an L1 entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum L1Problem {
-    /// Bits are set that are reserved.
-    ReservedBits,
-    /// Bits are set, and there is no table.
-    NoTable,
-    /// The table does not start at a cluster boundary.
-    Unaligned,
-    /// The copied flag says the opposite of the table's refcount.
-    Copied {
-        /// The table's refcount as stored.
-        refcount: u64,
-    },
-}
-
-/// What is wrong with an L2 entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum L2Problem {
-    /// Bits are set that are reserved.
-    ReservedBits,
-    /// The zero flag, which version 2 does not have.
-    ZeroInVersion2,
-    /// The data cluster does not start at a cluster boundary.
-    Unaligned,
-    /// A compressed cluster with the copied flag, which would let it be overwritten in place.
-    CopiedCompressed,
-    /// A compressed cluster in an image whose data is in a file of its own.
-    CompressedWithDataFile,
-    /// A compressed cluster with subclusters.
-    CompressedWithSubclusters {
-        /// The entry's second word.
-        subclusters: u64,
-    },
-    /// Subclusters that are both allocated and zero.
-    SubclustersTwice {
-        /// The entry's second word.
-        subclusters: u64,
-    },
-    /// Allocated subclusters, and no cluster that could hold them.
-    SubclustersNowhere {
-        /// The entry's second word.
-        subclusters: u64,
-    },
-    /// The copied flag says the opposite of the cluster's refcount.
-    Copied {
-        /// The cluster's refcount as stored.
-        refcount: u64,
-    },
 }
 
 /// What a check found. Offsets are in bytes of the image file, clusters are numbered from its start.
@@ -168,6 +94,13 @@ pub enum Finding {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The header's pointer to a table is not one, or the header says impossible things about the table.
+    HeaderField {
+        /// Which table.
+        table: Structure,
+        /// What is wrong.
+        why: String,
+    },
     /// A refcount block that is something else as well.
     SharedRefcountBlock {
         /// Its index in the refcount table.
@@ -194,7 +127,7 @@ pub enum Finding {
     /// Something is said to lie where the file has no bytes.
     PastEnd {
         /// What.
-        what: &'static str,
+        what: Structure,
         /// Where.
         host: u64,
         /// Its length in bytes.
@@ -209,7 +142,7 @@ pub enum Finding {
         /// The snapshot's ID and name.
         name: String,
         /// What is wrong with it.
-        why: &'static str,
+        problem: SnapshotProblem,
     },
     /// The image has snapshots and an external data file, which cannot have any.
     SnapshotsWithDataFile {
@@ -245,7 +178,7 @@ pub enum Finding {
     /// The host could not read a structure.
     Unreadable {
         /// Which.
-        what: &'static str,
+        what: String,
         /// Where it is.
         host: u64,
         /// The operating system's answer.
@@ -258,16 +191,20 @@ impl Finding {
     pub const fn severity(&self) -> Severity {
         match self {
             Finding::Leaked { .. } => Severity::Leak,
-            Finding::RefcountsUnknown { .. } | Finding::SnapshotTable { .. } | Finding::Unreadable { .. } => {
-                Severity::CheckError
-            }
+            Finding::RefcountsUnknown { .. }
+            | Finding::SnapshotTable { .. }
+            | Finding::BitmapDirectory { .. }
+            | Finding::Bitmap { .. }
+            | Finding::PastEnd { what: Structure::BitmapDirectory, .. }
+            | Finding::HeaderField { .. }
+            | Finding::Unreadable { .. } => Severity::CheckError,
             _ => Severity::Corruption,
         }
     }
 
     /// The copied flags are looked at while the tables are in memory; they are listed last all the same, for they
     /// matter least and are often a consequence.
-    const fn is_about_copied(&self) -> bool {
+    pub(super) const fn is_about_copied(&self) -> bool {
         matches!(
             self,
             Finding::L1Entry { problem: L1Problem::Copied { .. }, .. }
@@ -304,8 +241,8 @@ impl fmt::Display for Finding {
                     "ERROR refcount block {index} refcount={references}: offset {host:#x} is used twice"
                 )
             }
-            Finding::L1Entry { site, problem } => write_l1(f, site, *problem),
-            Finding::L2Entry { site, problem } => write_l2(f, site, *problem),
+            Finding::L1Entry { site, problem } => site.write(f, *problem),
+            Finding::L2Entry { site, problem } => site.write(f, *problem),
             Finding::RefcountsUnknown { block, host, first_cluster, clusters, why } => write!(
                 f,
                 "ERROR no refcounts for {clusters} clusters from {first_cluster} on: refcount block {block} at offset \
@@ -318,10 +255,13 @@ impl fmt::Display for Finding {
                 f,
                 "ERROR {what} at offset {host:#x} ({len} bytes) lies past the end of the file ({file_len} bytes)"
             ),
-            Finding::Snapshot { index, name, why } => write!(f, "ERROR snapshot {index} ({name}): {why}"),
+            Finding::Snapshot { index, name, problem } => {
+                write!(f, "ERROR snapshot {index} ({name}): {problem}")
+            }
             Finding::SnapshotsWithDataFile { count } => {
                 write!(f, "ERROR {count} snapshots in an image with an external data file")
             }
+            Finding::HeaderField { why, .. } => write!(f, "ERROR the header: {why}"),
             Finding::SnapshotTable { why } => write!(f, "ERROR the snapshot table cannot be read: {why}"),
             Finding::BitmapDirectory { why } => write!(f, "ERROR {why}"),
             Finding::Bitmap { index, why } => write!(f, "ERROR bitmap {index} of the directory: {why}"),
@@ -335,55 +275,6 @@ impl fmt::Display for Finding {
     }
 }
 
-fn write_l1(f: &mut fmt::Formatter<'_>, site: &L1Site, problem: L1Problem) -> fmt::Result {
-    let L1Site { host, index, entry } = *site;
-    if let (L1Problem::Copied { refcount }, Some(index)) = (problem, index) {
-        return write!(
-            f,
-            "ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}"
-        );
-    }
-    match index {
-        Some(index) => write!(f, "ERROR L1 entry {index} ({entry:#x}): ")?,
-        None => write!(f, "ERROR L1 entry of a snapshot at offset {host:#x} ({entry:#x}): ")?,
-    }
-    match problem {
-        L1Problem::ReservedBits => f.write_str("reserved bits are set"),
-        L1Problem::NoTable => f.write_str("flags are set for a table that does not exist"),
-        L1Problem::Unaligned => f.write_str("the L2 table does not start at a cluster boundary"),
-        L1Problem::Copied { refcount } => write!(f, "the copied flag contradicts the refcount {refcount}"),
-    }
-}
-
-fn write_l2(f: &mut fmt::Formatter<'_>, site: &L2Site, problem: L2Problem) -> fmt::Result {
-    let L2Site { table, index, guest, entry } = *site;
-    if let L2Problem::Copied { refcount } = problem {
-        return write!(f, "ERROR OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}");
-    }
-    write!(f, "ERROR L2 entry {index} ({entry:#x}) of the table at offset {table:#x}")?;
-    if let Some(guest) = guest {
-        write!(f, ", guest offset {guest:#x}")?;
-    }
-    f.write_str(": ")?;
-    match problem {
-        L2Problem::ReservedBits => f.write_str("reserved bits are set"),
-        L2Problem::ZeroInVersion2 => f.write_str("the zero flag is set, which version 2 does not have"),
-        L2Problem::Unaligned => f.write_str("the cluster does not start at a cluster boundary"),
-        L2Problem::CopiedCompressed => f.write_str("the copied flag is set on a compressed cluster"),
-        L2Problem::CompressedWithDataFile => f.write_str("a compressed cluster in an image with a data file"),
-        L2Problem::CompressedWithSubclusters { subclusters } => {
-            write!(f, "a compressed cluster with subclusters ({subclusters:#x})")
-        }
-        L2Problem::SubclustersTwice { subclusters } => {
-            write!(f, "subclusters are both allocated and zero ({subclusters:#x})")
-        }
-        L2Problem::SubclustersNowhere { subclusters } => {
-            write!(f, "subclusters are allocated ({subclusters:#x}) and the cluster is not")
-        }
-        L2Problem::Copied { refcount } => write!(f, "the copied flag contradicts the refcount {refcount}"),
-    }
-}
-
 /// The findings of a check: all are counted, the first ones are kept.
 #[derive(Debug, Default)]
 pub(super) struct IssueLog {
@@ -392,6 +283,37 @@ pub(super) struct IssueLog {
     pub(super) leaks: u64,
     pub(super) corruptions: u64,
     pub(super) check_errors: u64,
+    /// Contradictions of copied flags, which are among the corruptions.
+    pub(super) copied: u64,
+    /// Refcounts that are too low, which are among the corruptions.
+    pub(super) too_low: u64,
+    /// Which tables need more than right refcounts and flags.
+    pub(super) damaged: Damaged,
+}
+
+/// What a repair must see to before refcounts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Damaged {
+    /// Entries of L1 and L2 tables.
+    pub(super) entries: bool,
+    /// The snapshot table.
+    pub(super) snapshots: bool,
+    /// The bitmap directory, or what it names.
+    pub(super) bitmaps: bool,
+}
+
+impl Damaged {
+    fn note(&mut self, finding: &Finding) {
+        match finding {
+            Finding::L1Entry { .. } | Finding::L2Entry { .. } => self.entries |= !finding.is_about_copied(),
+            Finding::BitmapTableEntry { .. } => self.entries = true,
+            Finding::BitmapDirectory { .. }
+            | Finding::Bitmap { .. }
+            | Finding::PastEnd { what: Structure::BitmapDirectory | Structure::BitmapTable, .. }
+            | Finding::HeaderField { table: Structure::BitmapDirectory, .. } => self.bitmaps = true,
+            finding => self.snapshots |= is_about_snapshots(finding),
+        }
+    }
 }
 
 impl IssueLog {
@@ -407,6 +329,13 @@ impl IssueLog {
             Severity::CheckError => &mut self.check_errors,
         };
         *total = total.saturating_add(times);
+        if finding.is_about_copied() {
+            self.copied = self.copied.saturating_add(times);
+        }
+        if matches!(finding, Finding::RefcountTooLow { .. }) {
+            self.too_low = self.too_low.saturating_add(times);
+        }
+        self.damaged.note(&finding);
         let list = if finding.is_about_copied() { &mut self.listed_last } else { &mut self.listed };
         if list.len() < super::CheckReport::MAX_ISSUES {
             list.push(CheckIssue { severity, finding, times });
@@ -414,9 +343,13 @@ impl IssueLog {
     }
 
     /// The first of them.
-    pub(super) fn into_issues(mut self) -> Vec<CheckIssue> {
-        self.listed.append(&mut self.listed_last);
-        self.listed.truncate(super::CheckReport::MAX_ISSUES);
-        self.listed
+    pub(super) fn issues(&self) -> Vec<CheckIssue> {
+        let all = self.listed.iter().chain(&self.listed_last);
+        all.take(super::CheckReport::MAX_ISSUES).cloned().collect()
+    }
+
+    /// Whether all is well but refcounts and copied flags.
+    pub(super) fn is_accounting(&self) -> bool {
+        self.check_errors == 0 && self.corruptions == self.copied.saturating_add(self.too_low)
     }
 }

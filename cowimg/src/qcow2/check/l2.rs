@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::issue::{Finding, L2Problem, L2Site};
-use super::ledger::{Ledger, Subject};
+use super::issue::Finding;
+use super::ledger::{Ledger, Role, Subject};
+use super::sites::{L2Problem, L2Site};
 use super::stored::StoredRefcounts;
 use crate::format::qcow2::{CompressedRun, HostOffset, Incompatible, L2Entry, L2EntryError, Version};
 
@@ -230,7 +231,7 @@ impl<'a> L2Tables<'a> {
         }
         table.next_in_line = host + cluster_size;
         if !self.subject.has_data_file() {
-            ledger.refer("a data cluster", host, cluster_size, table.uses.total());
+            self.count(ledger, table, entry, (host, cluster_size));
         }
         if table.check_copied {
             self.check_copied(ledger, table, entry, host);
@@ -263,6 +264,15 @@ impl<'a> L2Tables<'a> {
         self.tallies.allocated += table.uses.active;
         self.tallies.compressed += table.uses.active;
         self.tallies.fragmented += table.uses.active;
-        ledger.refer("a compressed cluster", run.host.0, run.max_len(), times);
+        self.count(ledger, table, entry, (run.host.0, run.max_len()));
+    }
+
+    /// Counts what an entry refers to, or reports that it lies past the end of the file.
+    fn count(&self, ledger: &mut Ledger, table: &Table, entry: &Entry, (host, len): (u64, u64)) {
+        let times = table.uses.total();
+        if !ledger.count(Role::Data, host, len, times) && len > 0 {
+            let problem = L2Problem::PastEnd { host, file_len: self.subject.file_len };
+            ledger.issues.add(Finding::L2Entry { site: entry.site, problem }, times);
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! What the walk over an image writes down: references to clusters, and findings.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::io;
 
 use super::issue::{Finding, IssueLog};
 use super::references::References;
+use super::sites::Structure;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{Geometry, Header, Incompatible};
 use crate::storage::{Storage, StorageExt, StorageExtentKind};
@@ -42,25 +45,59 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// What refers to clusters, as far as it matters for who may share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Something that is changed in place and belongs to one alone: the header, L1 tables, the snapshot table, the
+    /// encryption header, everything of bitmaps.
+    Fixed,
+    /// The refcount table and its blocks.
+    Refcounts,
+    /// L2 tables; several L1 entries may share one.
+    L2Table,
+    /// Guest data; several L2 entries may share it.
+    Data,
+}
+
+/// The most places past the end of the file that are remembered: the nearest.
+const MAX_PAST_END: usize = 1 << 16;
+
 /// References and findings so far.
 #[derive(Debug)]
 pub(super) struct Ledger {
+    /// All references.
     pub(super) references: References,
+    /// Those of [`Role::Fixed`].
+    pub(super) fixed: References,
+    /// Those of [`Role::Refcounts`].
+    pub(super) refcounts: References,
+    /// Those of [`Role::L2Table`] at cluster boundaries.
+    pub(super) l2_tables: References,
     pub(super) issues: IssueLog,
     /// Whether all references were seen: something that could not be read may refer to anything, so that nothing can
     /// be called leaked any more.
     pub(super) complete: bool,
+    /// Whether refcounts have no place to stand in, so that they must be built anew.
+    pub(super) needs_rebuild: bool,
+    /// Clusters past the end of the file that something refers to, the nearest ones: a file that grows over them would
+    /// give them a meaning.
+    pub(super) past_end: BTreeSet<u64>,
     cluster_bits: u32,
     file_len: u64,
 }
 
 impl Ledger {
     pub(super) fn new(subject: &Subject<'_>) -> Result<Ledger> {
-        let references = References::new(subject.geometry.clusters_for(subject.file_len))?;
+        let none = || References::new(subject.geometry.clusters_for(subject.file_len));
         Ok(Ledger {
-            references,
+            references: none()?,
+            fixed: none()?,
+            refcounts: none()?,
+            l2_tables: none()?,
             issues: IssueLog::default(),
             complete: true,
+            needs_rebuild: false,
+            past_end: BTreeSet::new(),
             cluster_bits: subject.geometry.cluster_bits(),
             file_len: subject.file_len,
         })
@@ -72,32 +109,68 @@ impl Ledger {
     }
 
     /// Records that the host could not read something that may refer to clusters.
-    pub(super) fn unreadable(&mut self, what: &'static str, host: u64, error: &io::Error) {
+    pub(super) fn unreadable(&mut self, what: impl Display, host: u64, error: &io::Error) {
         self.complete = false;
-        self.report(Finding::Unreadable { what, host, why: error.to_string() });
+        self.report(Finding::Unreadable { what: what.to_string(), host, why: error.to_string() });
     }
 
-    /// Counts `times` references to each cluster that the bytes touch. The last cluster of a file may be there in
-    /// part; what begins in it or before may end in the cluster after it, and no further.
-    pub(super) fn refer(&mut self, what: &'static str, host: u64, len: u64, times: u64) {
-        if !self.within_file(what, host, len, times) {
-            return;
-        }
-        for cluster in host >> self.cluster_bits..=(host + len - 1) >> self.cluster_bits {
-            self.references.add(cluster, times);
+    /// Counts a reference to each cluster that a structure touches; reports one that lies past the end of the file.
+    pub(super) fn refer(&mut self, what: Structure, host: u64, len: u64) {
+        let role = if what == Structure::RefcountTable { Role::Refcounts } else { Role::Fixed };
+        if !self.count(role, host, len, 1) && len > 0 {
+            self.report(Finding::PastEnd { what, host, len, file_len: self.file_len });
         }
     }
 
-    /// Whether the bytes may be counted; reports them where they lie past the end of the file. No bytes are nowhere.
-    pub(super) fn within_file(&mut self, what: &'static str, host: u64, len: u64, times: u64) -> bool {
-        if len == 0 {
+    /// Counts `times` references to each cluster that the bytes touch, and says whether there are such.
+    #[must_use]
+    pub(super) fn count(&mut self, role: Role, host: u64, len: u64, times: u64) -> bool {
+        if !self.is_within_file(host, len) {
+            self.remember_past_end(host, len);
             return false;
         }
-        let limit = self.file_len.saturating_add(1 << self.cluster_bits);
-        let within = host.checked_add(len).is_some_and(|end| end < limit);
-        if !within {
-            self.issues.add(Finding::PastEnd { what, host, len, file_len: self.file_len }, times);
+        for cluster in host >> self.cluster_bits..=(host + len - 1) >> self.cluster_bits {
+            self.add(role, cluster, times);
         }
-        within
+        true
+    }
+
+    /// Counts `times` references to a cluster of the file.
+    pub(super) fn add(&mut self, role: Role, cluster: u64, times: u64) {
+        self.references.add(cluster, times);
+        match role {
+            Role::Fixed => self.fixed.add(cluster, times),
+            Role::Refcounts => self.refcounts.add(cluster, times),
+            Role::L2Table => self.l2_tables.add(cluster, times),
+            Role::Data => {}
+        }
+    }
+
+    /// Whether the file has the bytes. Its last cluster may be there in part: what begins in it or before may end in the
+    /// cluster after it, and no further. No bytes are nowhere.
+    pub(super) fn is_within_file(&self, host: u64, len: u64) -> bool {
+        let limit = self.file_len.saturating_add(1 << self.cluster_bits);
+        len > 0 && host.checked_add(len).is_some_and(|end| end < limit)
+    }
+
+    /// Whether more places past the end of the file are referred to than were remembered.
+    pub(super) fn past_end_is_cut(&self) -> bool {
+        self.past_end.len() >= MAX_PAST_END
+    }
+
+    fn remember_past_end(&mut self, host: u64, len: u64) {
+        let first = host >> self.cluster_bits;
+        let last = host.saturating_add(len.saturating_sub(1)) >> self.cluster_bits;
+        for cluster in first..=last.min(first.saturating_add(MAX_PAST_END as u64)) {
+            if self.past_end.len() >= MAX_PAST_END
+                && self.past_end.last().is_some_and(|&last| last <= cluster)
+            {
+                return;
+            }
+            self.past_end.insert(cluster);
+            if self.past_end.len() > MAX_PAST_END {
+                self.past_end.pop_last();
+            }
+        }
     }
 }

@@ -17,14 +17,24 @@
 //!
 //! Start at [`check`].
 
+mod accounting;
+mod area;
 mod bitmaps;
 mod compare;
+mod entry_walk;
+mod header_damage;
 mod issue;
 mod l2;
 mod ledger;
+mod mend;
+mod moves;
+mod plan;
 mod references;
+mod remedy;
 mod repair;
 mod scan;
+mod sites;
+mod snapshot_mend;
 mod snapshots;
 mod stored;
 mod tables;
@@ -32,15 +42,19 @@ mod tables;
 mod tests;
 mod window;
 
+use self::header_damage::HeaderDamage;
 use self::ledger::{Ledger, Subject};
 use self::stored::StoredRefcounts;
-use super::Qcow2;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Header;
 use crate::storage::Storage;
 
-pub use issue::{CheckIssue, Finding, L1Problem, L1Site, L2Problem, L2Site, Severity};
+pub(crate) use header_damage::read_damaged_header;
+pub use issue::{CheckIssue, Finding, Severity};
+pub use plan::{PlannedStep, RepairPlan, plan_storage};
+pub use remedy::Remedy;
 pub use repair::{Repair, RepairReport, repair_storage};
+pub use sites::{L1Problem, L1Site, L2Problem, L2Site, SnapshotProblem, Structure};
 
 /// What a check found. Clusters are counted as the image's own, whatever a backing file has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,20 +91,21 @@ impl CheckReport {
 }
 
 /// What a check has read, and what it says.
+#[derive(Debug)]
 struct Examined<'a> {
     subject: Subject<'a>,
+    damage: &'a HeaderDamage,
     ledger: Ledger,
     stored: StoredRefcounts<'a>,
     report: CheckReport,
 }
 
-/// Checks the image in `storage`, whose header has been decoded. What an engine holds back must have been flushed.
-pub fn check(storage: &dyn Storage, header: &Header) -> Result<CheckReport> {
-    Ok(examine(storage, header)?.report)
-}
-
-/// The check, with all that a repair needs of it.
-fn examine<'a>(storage: &'a dyn Storage, header: &'a Header) -> Result<Examined<'a>> {
+/// Checks the image, with all that a repair needs to know of it.
+fn examine<'a>(
+    storage: &'a dyn Storage,
+    header: &'a Header,
+    damage: &'a HeaderDamage,
+) -> Result<Examined<'a>> {
     let unknown = header.unknown_incompatible();
     if !unknown.is_empty() {
         return Err(Error::unsupported(format!(
@@ -101,27 +116,31 @@ fn examine<'a>(storage: &'a dyn Storage, header: &'a Header) -> Result<Examined<
     let subject = Subject::new(storage, header)?;
     let mut ledger = Ledger::new(&subject)?;
     let stored = StoredRefcounts::read(subject)?;
+    damage.findings.iter().for_each(|finding| ledger.report(finding.clone()));
+    ledger.complete = damage.snapshots.is_none() && !damage.bitmaps;
+    ledger.needs_rebuild = damage.no_refcounts;
 
     let (tallies, stored) = scan::scan(subject, stored, &mut ledger);
     compare::refcount_blocks(&subject, &stored, &mut ledger);
     let image_end_offset = compare::compare(&subject, &stored, &mut ledger);
 
-    let found = std::mem::take(&mut ledger.issues);
     let report = CheckReport {
-        leaks: found.leaks,
-        corruptions: found.corruptions,
-        check_errors: found.check_errors,
-        issues: found.into_issues(),
+        leaks: ledger.issues.leaks,
+        corruptions: ledger.issues.corruptions,
+        check_errors: ledger.issues.check_errors,
+        issues: ledger.issues.issues(),
         image_end_offset,
         total_clusters: subject.geometry.clusters_for(header.size / 512 * 512),
         allocated_clusters: tallies.allocated,
         fragmented_clusters: tallies.fragmented,
         compressed_clusters: tallies.compressed,
     };
-    Ok(Examined { subject, ledger, stored, report })
+    Ok(Examined { subject, damage, ledger, stored, report })
 }
 
-/// Checks the qcow2 image in `storage`: [`check`] with the header as it stands there.
+/// Checks the qcow2 image in `storage`, as it stands there: what an engine holds back must have been flushed. A header
+/// that says impossible things about refcounts, snapshots or bitmaps is a finding; fails where it cannot be read as one.
 pub fn check_storage(storage: &dyn Storage) -> Result<CheckReport> {
-    check(storage, &Qcow2::read_header(storage)?)
+    let (header, damage) = header_damage::read(storage)?;
+    Ok(examine(storage, &header, &damage)?.report)
 }

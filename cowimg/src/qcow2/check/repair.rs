@@ -1,33 +1,44 @@
-//! The repair: refcounts and copied flags are made to agree with the references that the check has found.
+//! The repair: tables are mended, refcounts and copied flags made to agree with the references that the check finds.
 //!
-//! Only accounting is changed, in place. No guest data, no table's target and no size is: where tables themselves are
-//! damaged, or a refcount has no sound block to stand in, the finding stays in the report after the repair.
+//! ```text
+//!   1. marks       unknown autoclear bits, and bitmaps that cannot be used, are cleared (W7)           -- sync --
+//!   2. area        copies, a new snapshot table, new refcounts behind the end of the file              -- sync --
+//!                  the header names them                                                               -- sync --
+//!   3. entries     damaged entries of tables are mended in place, each within its sector               -- sync --
+//!   4. refcounts   too low: raised                                                                     -- sync --
+//!                  too high: lowered, where all references are known                                   -- sync --
+//!   5. flags       copied flags                                                                        -- sync --
+//!   6. marks       dirty and corrupt are taken off the header once nothing contradicts
+//! ```
 //!
-//! The order makes a power cut at any moment harmless: refcounts are raised and synced before any is lowered or a copied
-//! flag is changed, and marks of damage are taken off the header last, once a check finds no contradiction.
+//! Steps that have nothing to do are left out; [`super::area`] has the picture of the second. After each sync the image is
+//! no worse than before and can be repaired again: nothing is freed while a reference may lead to it, and no entry
+//! refers to what is not counted.
 
-use super::issue::{CheckIssue, Finding, L1Problem, L2Problem, Severity};
-use super::stored::Block;
-use super::{CheckReport, Examined, check, examine};
+use super::accounting::{Direction, change_refcounts};
+use super::area::{Area, Kept};
+use super::bitmaps;
+use super::entry_walk::{CopiedFlags, walk};
+use super::header_damage;
+use super::ledger::Subject;
+use super::mend::Mender;
+use super::moves::Moves;
+use super::snapshot_mend::MendedSnapshots;
+use super::{CheckReport, Examined, examine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::header_fields::{self, FieldWrite};
-use crate::format::qcow2::{Autoclear, Header, HostOffset, Incompatible, Version, refcounts};
-use crate::qcow2::Qcow2;
+use crate::format::qcow2::{Autoclear, Header, Incompatible, Version};
 use crate::storage::{Storage, StorageExt};
 
-const COPIED: u64 = 1 << 63;
-/// Bytes of a refcount block that are looked at, and written, at a time.
-const PIECE: u64 = 64 << 10;
-
-/// Rounds of repairing copied flags: a report lists 10,000 at most.
-const MAX_ROUNDS: usize = 1 << 12;
+/// Rounds of mending tables. One is enough for what can be mended at all, a second for what the first has laid open.
+const MAX_ROUNDS: usize = 3;
 
 /// What a repair may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Repair {
     /// Refcounts that are too high. Copied flags only where they are all that is wrong.
     Leaks,
-    /// Refcounts that are too low as well, and copied flags.
+    /// Everything.
     All,
 }
 
@@ -38,7 +49,7 @@ pub struct RepairReport {
     pub before: CheckReport,
     /// Clusters whose refcount was too high and is not any more.
     pub leaks_fixed: u64,
-    /// Contradictions that are gone: refcounts that were raised, copied flags that were changed.
+    /// Contradictions that are gone.
     pub corruptions_fixed: u64,
     /// The check after.
     pub after: CheckReport,
@@ -46,217 +57,181 @@ pub struct RepairReport {
 
 /// Checks and repairs the qcow2 image in `storage`, which nobody else may use meanwhile.
 ///
-/// What cannot be repaired stays as it is and is in the report after: entries of tables that are damaged, refcounts
-/// that no sound refcount block holds. Leaks are left alone where tables are damaged, for what looks leaked may be what
-/// a lost entry referred to. The dirty and the corrupt bit are cleared once nothing contradicts.
+/// What can be read before reads the same after. Entries whose data cannot be had read as zeroes after
+/// [`Repair::All`]; [`super::plan_storage`] tells beforehand what becomes of each finding. What cannot be repaired stays
+/// as it is and is in the report after. Leaks are left alone where tables are damaged, for what looks leaked may be what a
+/// lost entry referred to. The dirty and the corrupt bit are cleared once nothing contradicts.
 ///
 /// Fails with [`ErrorKind::ReadOnly`] on a storage that cannot be written, and where the image cannot be checked.
 pub fn repair_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairReport> {
     if storage.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly));
     }
-    let header = Qcow2::read_header(storage)?;
-    let Examined { subject, ledger, stored, report: before } = examine(storage, &header)?;
-    clear_unknown_autoclear(storage, &header, &before)?;
-
-    let mut report = RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 };
-    let first = Examined { subject, ledger, stored, report: report.before.clone() };
-    if repair == Repair::All && report.before.corruptions > 0 {
-        report.corruptions_fixed += change_refcounts(&first, Direction::Raise)?;
+    let (header, damage) = header_damage::read(storage)?;
+    let first = examine(storage, &header, &damage)?;
+    let before = first.report.clone();
+    if before.is_clean() && !is_marked(&header) {
+        return Ok(RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 });
     }
-    if report.before.leaks > 0 && tables_are_sound(&report.before) {
-        report.leaks_fixed += change_refcounts(&first, Direction::Lower)?;
+    let flags_before = first.ledger.issues.copied;
+    clear_autoclear(&first, repair)?;
+    let needs_tables = repair == Repair::All && needs_tables(&first);
+    let (leaks_fixed, corruptions_fixed) = if needs_tables {
+        mend_tables(first)?;
+        (0, 0)
+    } else {
+        change_accounts(&first, repair)?
+    };
+    // Unbounded work is nowhere in here: each step is one walk.
+    let (now, flags_fixed) = finish(storage, repair)?;
+    let mut report = RepairReport { before, leaks_fixed, corruptions_fixed, after: now };
+    if needs_tables {
+        let others_before = report.before.corruptions - flags_before;
+        report.corruptions_fixed = others_before.saturating_sub(report.after.corruptions);
+        report.leaks_fixed = report.before.leaks.saturating_sub(report.after.leaks);
     }
-    drop(first);
-    if report.leaks_fixed + report.corruptions_fixed > 0 {
-        report.after = check(storage, &header)?;
-    }
-    // Each round repairs what one report lists.
-    for _ in 0..MAX_ROUNDS {
-        let fixed = change_copied_flags(storage, &header, &report.after, repair)?;
-        if fixed == 0 {
-            break;
-        }
-        report.corruptions_fixed += fixed;
-        report.after = check(storage, &header)?;
-    }
+    report.corruptions_fixed += flags_fixed;
     if report.after.corruptions == 0 && report.after.check_errors == 0 {
-        clear_marks(storage, &header)?;
+        clear_marks(storage)?;
     }
     Ok(report)
 }
 
-/// Whether every contradiction is one of accounting, so that all references are known.
-fn tables_are_sound(report: &CheckReport) -> bool {
-    let all_listed = report.corruptions == listed(report, |_| true);
-    let accounting = |issue: &CheckIssue| {
-        is_copied(&issue.finding) || matches!(issue.finding, Finding::RefcountTooLow { .. })
-    };
-    report.check_errors == 0 && all_listed && report.corruptions == listed(report, accounting)
+/// Whether there is more to do than to change refcounts and flags where they stand.
+pub(super) fn needs_tables(examined: &Examined<'_>) -> bool {
+    let ledger = &examined.ledger;
+    let damaged = ledger.issues.damaged;
+    let is_shared = || Moves::plan(ledger, &mut Area::new(examined)).is_none_or(|moves| !moves.is_empty());
+    let is_damaged = damaged.entries || damaged.snapshots || damaged.bitmaps;
+    ledger.needs_rebuild || is_damaged || MendedSnapshots::is_needed(ledger) || is_shared()
 }
 
-/// How many of the report's contradictions are listed and are such.
-fn listed(report: &CheckReport, is_such: impl Fn(&CheckIssue) -> bool) -> u64 {
-    let contradictions =
-        report.issues.iter().filter(|issue| issue.finding.severity() == Severity::Corruption);
-    contradictions.filter(|issue| is_such(issue)).map(|issue| issue.times).sum()
-}
-
-fn is_copied(finding: &Finding) -> bool {
-    matches!(
-        finding,
-        Finding::L1Entry { problem: L1Problem::Copied { .. }, .. }
-            | Finding::L2Entry { problem: L2Problem::Copied { .. }, .. }
-    )
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Raise,
-    Lower,
-}
-
-/// Makes the refcounts that are too low, or too high, what the references say; returns how many.
-fn change_refcounts(examined: &Examined<'_>, direction: Direction) -> Result<u64> {
-    let Examined { subject, ledger, stored, .. } = examined;
-    if direction == Direction::Lower && !ledger.complete {
-        return Ok(0);
-    }
-    let geometry = subject.geometry;
-    let piece_len = PIECE.min(geometry.cluster_size());
-    let per_piece = piece_len * 8 / u64::from(geometry.refcount_bits());
-    let clusters = ledger.references.clusters();
-    let mut bytes = vec![0; piece_len as usize];
-    let mut changed = 0;
-    for index in 0..stored.table().len() as u64 {
-        let first = index * geometry.refcounts_per_block();
-        if first >= clusters {
+/// Steps 2 and 3, and 4 after them, until nothing more can be done to the tables.
+fn mend_tables(first: Examined<'_>) -> Result<()> {
+    let storage = first.subject.storage;
+    mend_once(&first)?;
+    drop(first);
+    for _ in 1..MAX_ROUNDS {
+        let (header, damage) = header_damage::read(storage)?;
+        let examined = examine(storage, &header, &damage)?;
+        if !needs_tables(&examined) || !mend_once(&examined)? {
             break;
         }
-        let Some(host) = sound_block(examined, index) else { continue };
-        let end = clusters.min(first + geometry.refcounts_per_block());
-        for (piece, first) in (0..).zip((first..end).step_by(per_piece as usize)) {
-            let at = host + piece * piece_len;
-            // What cannot be read is in the report already.
-            if subject.read(&mut bytes, at).is_err() {
-                continue;
-            }
-            let range = first..end.min(first + per_piece);
-            let in_piece = change_piece(examined, &mut bytes, range, direction);
-            if in_piece > 0 {
-                write(subject.storage, (at, &bytes))?;
-            }
-            changed += in_piece;
-        }
     }
+    let (header, damage) = header_damage::read(storage)?;
+    change_accounts(&examine(storage, &header, &damage)?, Repair::All)?;
+    Ok(())
+}
+
+/// Steps 2 and 3; returns whether anything was changed.
+fn mend_once(examined: &Examined<'_>) -> Result<bool> {
+    let storage = examined.subject.storage;
+    let mut area = Area::new(examined);
+    let mut next = examined.subject.header.clone();
+    // Without room for copies what is shared stays so.
+    let moves = Moves::plan(&examined.ledger, &mut area);
+    let room_for_copies = moves.is_some();
+    let moves = moves.unwrap_or_default();
+    if !room_for_copies {
+        area = Area::new(examined);
+    }
+    let snapshots = MendedSnapshots::plan(examined, &mut area);
+    let placed = snapshots.as_ref().and_then(|mended| mended.place(examined, &mut area, &mut next));
+    if snapshots.is_some() && placed.is_none() {
+        return Err(Error::unsupported("there is no room for a new snapshot table"));
+    }
+    let is_new = examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some();
+    if is_new {
+        let found_l1 = snapshots.as_ref().is_some_and(|mended| mended.found_l1);
+        let kept = if found_l1 { Kept::AsStored } else { Kept::AsFound };
+        next = area.publish(examined, kept, next)?;
+    }
+    if examined.ledger.issues.damaged.bitmaps {
+        next.autoclear = next.autoclear.without(Autoclear::BITMAPS);
+    }
+    let subject = Subject::new(storage, &next)?;
+    let mut changed = walk(subject, examined, &mut Mender::new(examined, &moves))?;
+    changed += bitmaps::mark_dirty(&subject, &examined.ledger)?;
     if changed > 0 {
-        sync(subject.storage)?;
-    }
-    Ok(changed)
-}
-
-/// Changes the refcounts of `clusters` in the piece of a block that has them.
-fn change_piece(
-    examined: &Examined<'_>,
-    bytes: &mut [u8],
-    clusters: std::ops::Range<u64>,
-    direction: Direction,
-) -> u64 {
-    let geometry = examined.subject.geometry;
-    let mut changed = 0;
-    for (position, cluster) in (0..).zip(clusters) {
-        let references = examined.ledger.references.get(cluster).min(geometry.refcount_max());
-        let Some(refcount) = refcounts::get(bytes, geometry.refcount_order(), position) else { continue };
-        let is_wrong = match direction {
-            Direction::Raise => refcount < references,
-            Direction::Lower => refcount > references,
-        };
-        if is_wrong && refcounts::set(bytes, geometry.refcount_order(), position, references) {
-            changed += 1;
-        }
-    }
-    changed
-}
-
-/// Where refcount block `index` is, if it is nothing else besides and lies in the file as a whole.
-fn sound_block(examined: &Examined<'_>, index: u64) -> Option<u64> {
-    let Examined { subject, ledger, stored, .. } = examined;
-    let geometry = subject.geometry;
-    let Block::At(host) = stored.block(index) else { return None };
-    let entry = *stored.table().get(usize::try_from(index).ok()?)?;
-    let is_whole = host.checked_add(geometry.cluster_size())? <= subject.file_len;
-    let is_alone = ledger.references.get(geometry.host_cluster(HostOffset(host)).get()) == 1;
-    let is_sound = is_whole && is_alone && refcounts::table_entry_reserved_bits(entry) == 0;
-    is_sound.then_some(host)
-}
-
-/// Makes the listed copied flags agree with the refcounts; returns how many. A flag is set only where nothing else is
-/// wrong, as it lets its cluster be overwritten in place.
-fn change_copied_flags(
-    storage: &dyn Storage,
-    header: &Header,
-    report: &CheckReport,
-    repair: Repair,
-) -> Result<u64> {
-    let nothing_else = report.check_errors == 0
-        && report.corruptions == listed(report, |_| true)
-        && report.corruptions == listed(report, |issue| is_copied(&issue.finding));
-    if repair == Repair::Leaks && (!nothing_else || report.leaks > 0) {
-        return Ok(0);
-    }
-    let entry_size = header.geometry().l2_entry_size();
-    let mut fixed = 0;
-    for issue in &report.issues {
-        let (host, entry, refcount) = match issue.finding {
-            Finding::L1Entry { site, problem: L1Problem::Copied { refcount } } => {
-                (site.host, site.entry, refcount)
-            }
-            Finding::L2Entry { site, problem: L2Problem::Copied { refcount } } => {
-                (site.table + site.index * entry_size, site.entry, refcount)
-            }
-            _ => continue,
-        };
-        let right = if refcount == 1 { entry | COPIED } else { entry & !COPIED };
-        if right == entry || (refcount == 1 && !nothing_else) {
-            continue;
-        }
-        write(storage, (host, &right.to_be_bytes()))?;
-        fixed += issue.times;
-    }
-    if fixed > 0 {
         sync(storage)?;
     }
-    Ok(fixed)
+    Ok(is_new || changed > 0)
 }
 
-/// Rule W7, before the first change.
-fn clear_unknown_autoclear(storage: &dyn Storage, header: &Header, before: &CheckReport) -> Result<()> {
-    let kept = Autoclear(header.autoclear.0 & Autoclear::BITMAPS.with(Autoclear::DATA_FILE_RAW).0);
-    let is_marked = header.incompatible.contains(Incompatible::DIRTY)
-        || header.incompatible.contains(Incompatible::CORRUPT);
-    if (before.is_clean() && !is_marked) || header.version != Version::V3 || header.autoclear == kept {
+/// Step 4; returns how many refcounts were too high and how many too low.
+fn change_accounts(examined: &Examined<'_>, repair: Repair) -> Result<(u64, u64)> {
+    let issues = &examined.ledger.issues;
+    let raised = match repair {
+        Repair::All if issues.corruptions > 0 => change_refcounts(examined, Direction::Raise)?,
+        _ => 0,
+    };
+    // What looks leaked may be what a damaged entry refers to.
+    let lowered = if issues.leaks > 0 && issues.is_accounting() {
+        change_refcounts(examined, Direction::Lower)?
+    } else {
+        0
+    };
+    Ok((lowered, raised))
+}
+
+/// Step 5; returns the last check, and how many flags were changed.
+fn finish(storage: &dyn Storage, repair: Repair) -> Result<(CheckReport, u64)> {
+    let (header, damage) = header_damage::read(storage)?;
+    let examined = examine(storage, &header, &damage)?;
+    let issues = &examined.ledger.issues;
+    let nothing_else = issues.check_errors == 0 && issues.corruptions == issues.copied;
+    let is_allowed = match repair {
+        Repair::All => true,
+        Repair::Leaks => nothing_else && issues.leaks == 0,
+    };
+    if issues.copied == 0 || !is_allowed {
+        return Ok((examined.report, 0));
+    }
+    let mut flags = CopiedFlags { stored: examined.stored.again(), may_set: nothing_else };
+    let changed = walk(examined.subject, &examined, &mut flags)?;
+    if changed == 0 {
+        return Ok((examined.report, 0));
+    }
+    sync(storage)?;
+    let flags_before = issues.copied;
+    let after = examine(storage, &header, &damage)?;
+    Ok((after.report, flags_before.saturating_sub(after.ledger.issues.copied)))
+}
+
+/// Rule W7, before the first change. Bitmaps that cannot be read are given up with the same write.
+fn clear_autoclear(examined: &Examined<'_>, repair: Repair) -> Result<()> {
+    let header = examined.subject.header;
+    let mut ours = Autoclear::BITMAPS.with(Autoclear::DATA_FILE_RAW);
+    let gives_bitmaps_up = repair == Repair::All && examined.ledger.issues.damaged.bitmaps;
+    if gives_bitmaps_up {
+        ours = ours.without(Autoclear::BITMAPS);
+    }
+    let kept = Autoclear(header.autoclear.0 & ours.0);
+    let is_right = header.autoclear == kept && !(gives_bitmaps_up && examined.damage.bitmaps);
+    if header.version != Version::V3 || is_right {
         return Ok(());
     }
-    write_field(storage, &header_fields::autoclear(kept))
+    write_field(examined.subject.storage, &header_fields::autoclear(kept))
+}
+
+/// Whether the image is marked dirty or corrupt.
+pub(super) fn is_marked(header: &Header) -> bool {
+    header.incompatible.contains(Incompatible::DIRTY) || header.incompatible.contains(Incompatible::CORRUPT)
 }
 
 /// Takes the dirty and the corrupt bit off the header.
-fn clear_marks(storage: &dyn Storage, header: &Header) -> Result<()> {
-    let marks = Incompatible::DIRTY.with(Incompatible::CORRUPT);
-    let kept = Incompatible(header.incompatible.0 & !marks.0);
-    if header.version != Version::V3 || header.incompatible == kept {
+fn clear_marks(storage: &dyn Storage) -> Result<()> {
+    let (header, _) = header_damage::read(storage)?;
+    if header.version != Version::V3 || !is_marked(&header) {
         return Ok(());
     }
+    let kept = header.incompatible.without(Incompatible::DIRTY).without(Incompatible::CORRUPT);
     write_field(storage, &header_fields::incompatible(kept))
 }
 
 fn write_field(storage: &dyn Storage, (at, bytes): &FieldWrite) -> Result<()> {
-    write(storage, (*at, bytes))?;
+    storage.write_all_at(bytes, *at).map_err(|error| Error::io("write the header", error))?;
     sync(storage)
-}
-
-fn write(storage: &dyn Storage, (at, bytes): (u64, &[u8])) -> Result<()> {
-    storage.write_all_at(bytes, at).map_err(|error| Error::io("write the repaired metadata", error))
 }
 
 fn sync(storage: &dyn Storage) -> Result<()> {

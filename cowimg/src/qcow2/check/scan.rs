@@ -2,9 +2,10 @@
 //! snapshot table, refcount table, encryption header and bitmaps. The refcount blocks come last, with the comparison.
 
 use super::bitmaps;
-use super::issue::{Finding, L1Problem, L1Site};
+use super::issue::Finding;
 use super::l2::{COPIED, L2Tables, Tallies, Uses};
-use super::ledger::{Ledger, Subject};
+use super::ledger::{Ledger, Role, Subject};
+use super::sites::{L1Problem, L1Site, Structure};
 use super::snapshots::SnapshotTable;
 use super::stored::StoredRefcounts;
 use super::tables::{self, TablePart, Tables};
@@ -19,18 +20,19 @@ pub(super) fn scan<'a>(
     let header = subject.header;
     let cluster_size = subject.geometry.cluster_size();
     let mut l2_tables = L2Tables::new(subject, stored);
-    ledger.refer("the header", 0, cluster_size, 1);
+    ledger.refer(Structure::Header, 0, cluster_size);
     active_l1(&subject, &mut l2_tables, ledger);
 
     let snapshots = SnapshotTable::read(&subject, ledger);
     snapshot_l1s(&subject, &snapshots.l1_tables, &mut l2_tables, ledger);
     let (tallies, stored) = l2_tables.finish(ledger);
 
-    ledger.refer("the snapshot table", header.snapshot_table.0, snapshots.len, 1);
+    ledger.refer(Structure::SnapshotTable, header.snapshot_table.0, snapshots.len);
     let refcount_table_len = u64::from(header.refcount_table_clusters) * cluster_size;
-    ledger.refer("the refcount table", header.refcount_table.0, refcount_table_len, 1);
+    ledger.refer(Structure::RefcountTable, header.refcount_table.0, refcount_table_len);
+    ledger.needs_rebuild |= !ledger.is_within_file(header.refcount_table.0, refcount_table_len);
     if let Some((host, len)) = encryption_header(&header.extensions) {
-        ledger.refer("the encryption header", host, len, 1);
+        ledger.refer(Structure::EncryptionHeader, host, len);
     }
     bitmaps::scan(&subject, ledger);
     (tallies, stored)
@@ -39,8 +41,8 @@ pub(super) fn scan<'a>(
 fn active_l1(subject: &Subject<'_>, l2_tables: &mut L2Tables<'_>, ledger: &mut Ledger) {
     let start = subject.header.l1_table.0;
     let len = u64::from(subject.header.l1_entries) * TABLE_ENTRY_SIZE;
-    ledger.refer("the L1 table", start, len, 1);
-    let part = TablePart { what: "the L1 table", start, end: start.saturating_add(len) };
+    ledger.refer(Structure::L1Table, start, len);
+    let part = TablePart { what: Structure::L1Table, start, end: start.saturating_add(len) };
     tables::for_each_entry_of(subject, ledger, &part, |ledger, host, entry| {
         let index = (host - start) / TABLE_ENTRY_SIZE;
         let site = L1Site { host, index: Some(index), entry };
@@ -85,10 +87,14 @@ fn l1_entry(subject: &Subject<'_>, ledger: &mut Ledger, site: L1Site, times: u64
     if let Some(problem) = problem {
         ledger.issues.add(Finding::L1Entry { site, problem }, times);
     }
-    if let Some(table) = table {
-        ledger.refer("an L2 table", table, subject.geometry.cluster_size(), times);
+    let table = table?;
+    // Only a table in its place is one that something else may not be written over.
+    let role = if problem.is_some() { Role::Data } else { Role::L2Table };
+    if !ledger.count(role, table, subject.geometry.cluster_size(), times) {
+        let problem = L1Problem::PastEnd { file_len: subject.file_len };
+        ledger.issues.add(Finding::L1Entry { site, problem }, times);
     }
-    table
+    Some(table)
 }
 
 /// Where the header of the encryption is, and its length, as its extension says.

@@ -2,6 +2,7 @@
 
 use super::issue::Finding;
 use super::ledger::{Ledger, Subject};
+use super::sites::{SnapshotProblem, Structure};
 use super::tables::Tables;
 use super::window::Window;
 use crate::format::qcow2::{Header, Snapshot, TABLE_ENTRY_SIZE, Version};
@@ -20,7 +21,7 @@ pub(super) struct SnapshotTable {
 
 impl SnapshotTable {
     fn empty() -> SnapshotTable {
-        SnapshotTable { len: 0, l1_tables: Tables { what: "a snapshot's L1 table", places: Vec::new() } }
+        SnapshotTable { len: 0, l1_tables: Tables { what: Structure::SnapshotL1Table, places: Vec::new() } }
     }
 
     /// Reads the table. One that makes no sense counts for nothing: what it refers to is not known.
@@ -57,19 +58,21 @@ impl SnapshotTable {
     }
 
     fn take(&mut self, subject: &Subject<'_>, ledger: &mut Ledger, index: u64, snapshot: &Snapshot) {
-        let mut problem = |why| {
+        let mut report = |problem| {
             let name = format!("{} {}", printable(&snapshot.id), printable(&snapshot.name));
-            ledger.report(Finding::Snapshot { index, name, why });
+            ledger.report(Finding::Snapshot { index, name, problem });
         };
         // Version 3 wants the size of the disk, and of the machine's state in 64 bits.
         if subject.header.version == Version::V3 && snapshot.extra.disk_size.is_none() {
-            problem("its entry is incomplete");
+            report(SnapshotProblem::Incomplete);
         }
         let (start, len) = (snapshot.l1_table.0, u64::from(snapshot.l1_entries) * TABLE_ENTRY_SIZE);
         if !subject.geometry.is_aligned(start) {
-            problem("its L1 table does not start at a cluster boundary");
+            report(SnapshotProblem::L1Unaligned);
         } else if len > Header::MAX_L1_BYTES {
-            problem("its L1 table is larger than 32 MiB");
+            report(SnapshotProblem::L1TooLarge);
+        } else if start == 0 && len > 0 {
+            report(SnapshotProblem::L1InHeader);
         } else {
             self.l1_tables.places.push((start, len));
         }

@@ -4,6 +4,7 @@
 //! Nothing is taken on trust here: a block that cannot be read has no refcounts, which is a finding of its own.
 
 use std::io;
+use std::sync::Arc;
 
 use super::ledger::Subject;
 use crate::error::{Error, Result};
@@ -44,7 +45,7 @@ struct Piece {
 #[derive(Debug)]
 pub(super) struct StoredRefcounts<'a> {
     subject: Subject<'a>,
-    table: Vec<u64>,
+    table: Arc<[u64]>,
     pieces: Vec<Option<Piece>>,
 }
 
@@ -63,6 +64,17 @@ impl<'a> StoredRefcounts<'a> {
             bytes.chunks_exact(8).map(|raw| u64::from_be_bytes(raw.try_into().expect("chunks of eight")));
         let pieces = (0..PIECES).map(|_| None).collect();
         Ok(StoredRefcounts { subject, table: table.collect(), pieces })
+    }
+
+    /// The same refcounts, to be read apart from these.
+    pub(super) fn again(&self) -> StoredRefcounts<'a> {
+        let pieces = (0..PIECES).map(|_| None).collect();
+        StoredRefcounts { subject: self.subject, table: Arc::clone(&self.table), pieces }
+    }
+
+    /// The image that they are in.
+    pub(super) fn subject(&self) -> &Subject<'a> {
+        &self.subject
     }
 
     /// The entries of the refcount table.

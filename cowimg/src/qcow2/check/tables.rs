@@ -4,7 +4,8 @@
 //! number of tables that claim them, each byte of theirs is read once, and what its entries refer to is counted that
 //! many times.
 
-use super::ledger::{Ledger, Subject};
+use super::ledger::{Ledger, Role, Subject};
+use super::sites::Structure;
 
 /// Bytes of a table that are read at a time.
 const PIECE: u64 = 256 << 10;
@@ -13,7 +14,7 @@ const PIECE: u64 = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Tables {
     /// What they are.
-    pub(super) what: &'static str,
+    pub(super) what: Structure,
     /// Start and length of each in bytes; they start at cluster boundaries.
     pub(super) places: Vec<(u64, u64)>,
 }
@@ -21,7 +22,7 @@ pub(super) struct Tables {
 /// Consecutive entries of a table.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TablePart {
-    pub(super) what: &'static str,
+    pub(super) what: Structure,
     pub(super) start: u64,
     pub(super) end: u64,
 }
@@ -38,12 +39,15 @@ pub(super) fn for_each_entry(
     let cluster_bits = subject.geometry.cluster_bits();
     for &(start, len) in &tables.places {
         entries.add(start, start.saturating_add(len));
-        if ledger.within_file(tables.what, start, len, 1) {
+        if ledger.is_within_file(start, len) {
             clusters.add(start >> cluster_bits, subject.geometry.clusters_for(start + len));
+        } else {
+            // Reports it.
+            ledger.refer(tables.what, start, len);
         }
     }
     for span in clusters.into_spans() {
-        (span.start..span.end).for_each(|cluster| ledger.references.add(cluster, span.times));
+        (span.start..span.end).for_each(|cluster| ledger.add(Role::Fixed, cluster, span.times));
     }
     for span in entries.into_spans() {
         let part = TablePart { what: tables.what, start: span.start, end: span.end };

@@ -202,7 +202,10 @@ fn entries_that_point_past_the_end_are_corruptions_and_take_no_memory() {
     image.put(table + 32, (1 << 62) | (1 << 57));
     let report = image.check();
     assert_eq!((report.leaks, report.corruptions), (0, 4), "{:?}", lines(&report));
-    assert!(report.issues.iter().all(|issue| matches!(issue.finding, Finding::PastEnd { .. })));
+    let is_past_end = |issue: &CheckIssue| {
+        matches!(issue.finding, Finding::L2Entry { problem: L2Problem::PastEnd { .. }, .. })
+    };
+    assert!(report.issues.iter().all(is_past_end));
 }
 
 #[test]
@@ -398,9 +401,8 @@ fn bitmaps_count_while_the_image_vouches_for_them() {
     let table = image.add_cluster(1);
     let bits = image.add_cluster(1);
     image.put(table, bits);
-    image.put(table + 8, 1);
     image.put(directory, table);
-    image.put(directory + 8, 2 << 32);
+    image.put(directory + 8, 1 << 32);
     image.put(directory + 16, 0x0110_0004_0000_0000);
     image.put(directory + 24, u64::from_be_bytes(*b"name\0\0\0\0"));
     let extension = BitmapsExtension { count: 1, directory_size: 32, directory: HostOffset(directory) };
@@ -414,14 +416,13 @@ fn bitmaps_count_while_the_image_vouches_for_them() {
     assert!(report.is_clean(), "{:?}", lines(&report));
 
     image.put(table, bits | 1);
-    image.put(table + 8, bits + 512);
     let report = Builder { header: image.header.clone(), bytes: image.bytes.clone() }.check();
-    assert_eq!((report.leaks, report.corruptions), (1, 2), "{:?}", lines(&report));
+    assert_eq!((report.leaks, report.corruptions), (1, 1), "{:?}", lines(&report));
 
     // A table that cannot be found may be anywhere.
     image.put(directory, table + 512);
     let report = image.check();
-    assert_eq!((report.leaks, report.corruptions), (0, 1), "{:?}", lines(&report));
+    assert_eq!((report.leaks, report.corruptions, report.check_errors), (0, 0, 1), "{:?}", lines(&report));
 }
 
 #[test]

@@ -1,0 +1,157 @@
+//! What a repair would do, told without doing it.
+
+use super::area::Area;
+use super::header_damage;
+use super::issue::{CheckIssue, Finding};
+use super::mend::{Mender, Words};
+use super::moves::Moves;
+use super::remedy::Remedy;
+use super::repair::{Repair, is_marked, needs_tables};
+use super::sites::{L1Problem, L2Problem, L2Site, Structure};
+use super::snapshot_mend::{MendedSnapshots, is_about_snapshots};
+use super::{CheckReport, Examined, examine};
+use crate::error::Result;
+use crate::format::qcow2::Incompatible;
+use crate::storage::Storage;
+
+/// A finding, and what a repair would do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedStep {
+    /// What is wrong, where, and how bad it is.
+    pub issue: CheckIssue,
+    /// What would be done.
+    pub remedy: Remedy,
+}
+
+/// What a repair would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairPlan {
+    /// The check.
+    pub report: CheckReport,
+    /// One step for each finding that the report lists.
+    pub steps: Vec<PlannedStep>,
+    /// Whether the image is marked dirty or corrupt, which a repair ends that leaves no contradiction.
+    pub is_marked: bool,
+}
+
+impl CheckIssue {
+    /// What a repair of the image that it was found in would do about it.
+    fn remedy(&self, planner: &mut Planner<'_>) -> Remedy {
+        match planner.repair {
+            Repair::Leaks => planner.about_leaks(&self.finding),
+            Repair::All => planner.about_all(&self.finding),
+        }
+    }
+}
+
+/// Checks the qcow2 image in `storage` and says what [`super::repair_storage`] would do. Nothing is changed. Fails where
+/// the image cannot be checked.
+pub fn plan_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairPlan> {
+    let (header, damage) = header_damage::read(storage)?;
+    let examined = examine(storage, &header, &damage)?;
+    let mut area = Area::new(&examined);
+    let moves = Moves::plan(&examined.ledger, &mut area).unwrap_or_default();
+    let snapshots = MendedSnapshots::plan(&examined, &mut area);
+    let mut planner = Planner {
+        repair,
+        examined: &examined,
+        is_rebuilt: needs_tables(&examined)
+            && (examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some()),
+        snapshots,
+        mender: Mender::new(&examined, &moves),
+    };
+    let issues = examined.report.issues.iter();
+    let steps = issues
+        .map(|issue| PlannedStep { issue: issue.clone(), remedy: issue.remedy(&mut planner) })
+        .collect();
+    Ok(RepairPlan { report: examined.report.clone(), steps, is_marked: is_marked(&header) })
+}
+
+struct Planner<'p> {
+    repair: Repair,
+    examined: &'p Examined<'p>,
+    is_rebuilt: bool,
+    snapshots: Option<MendedSnapshots>,
+    mender: Mender<'p>,
+}
+
+impl Planner<'_> {
+    fn about_leaks(&self, finding: &Finding) -> Remedy {
+        let issues = &self.examined.ledger.issues;
+        match finding {
+            Finding::Leaked { references, .. } if issues.is_accounting() => {
+                Remedy::SetRefcount { refcount: *references }
+            }
+            Finding::Leaked { .. } => {
+                Remedy::Leave { why: "tables are damaged, and it may be what a damaged entry refers to" }
+            }
+            finding
+                if finding.is_about_copied()
+                    && issues.check_errors == 0
+                    && issues.corruptions == issues.copied =>
+            {
+                Remedy::CorrectCopied
+            }
+            _ => Remedy::Leave { why: "this repair gives leaked clusters back, and no more" },
+        }
+    }
+
+    fn about_all(&mut self, finding: &Finding) -> Remedy {
+        let max = self.examined.subject.geometry.refcount_max();
+        match finding {
+            Finding::Leaked { references: refcount, .. } => Remedy::SetRefcount { refcount: *refcount },
+            Finding::RefcountTooLow { cluster, references, .. } => self.about_low(*cluster, *references, max),
+            Finding::RefcountsUnknown { .. }
+            | Finding::RefcountTableEntry { .. }
+            | Finding::SharedRefcountBlock { .. }
+            | Finding::PastEnd { what: Structure::RefcountTable, .. }
+            | Finding::HeaderField { table: Structure::RefcountTable, .. } => Remedy::RebuildRefcounts,
+            Finding::L1Entry { problem: L1Problem::Copied { .. }, .. }
+            | Finding::L2Entry { problem: L2Problem::Copied { .. }, .. } => Remedy::CorrectCopied,
+            Finding::L1Entry { site, .. } => self.mender.l1(site.entry).map_or(LEFT, |(_, remedy)| remedy),
+            Finding::L2Entry { site, .. } => self.about_l2(site),
+            Finding::Snapshot { index, .. } => {
+                self.snapshots.as_ref().map_or(LEFT, |snapshots| snapshots.remedy(*index))
+            }
+            finding if is_about_snapshots(finding) => {
+                self.snapshots.as_ref().map_or(LEFT, |_| Remedy::RewriteSnapshots)
+            }
+            Finding::BitmapDirectory { .. }
+            | Finding::Bitmap { .. }
+            | Finding::PastEnd { what: Structure::BitmapDirectory | Structure::BitmapTable, .. }
+            | Finding::HeaderField { table: Structure::BitmapDirectory, .. } => Remedy::DropBitmaps,
+            Finding::BitmapTableEntry { .. } => Remedy::MarkDirty,
+            Finding::TooManyReferences { .. } => {
+                Remedy::Leave { why: "refcounts of this width cannot say it; amend the image to wider ones" }
+            }
+            Finding::Unreadable { .. } => Remedy::Leave { why: "the host cannot read it" },
+            _ => LEFT,
+        }
+    }
+
+    fn about_low(&self, cluster: u64, references: u64, max: u64) -> Remedy {
+        let moves = self.mender.moves;
+        if moves.table(cluster).is_some() || moves.data(cluster).is_some() {
+            Remedy::Copy
+        } else if self.is_rebuilt {
+            Remedy::RebuildRefcounts
+        } else {
+            Remedy::SetRefcount { refcount: references.min(max) }
+        }
+    }
+
+    fn about_l2(&mut self, site: &L2Site) -> Remedy {
+        let subject = &self.examined.subject;
+        let mut subclusters = [0; 8];
+        if subject.header.incompatible.contains(Incompatible::EXTENDED_L2) {
+            let at = site.table + site.index * 16 + 8;
+            if subject.read(&mut subclusters, at).is_err() {
+                return LEFT;
+            }
+        }
+        let entry = Words { raw: site.entry, subclusters: u64::from_be_bytes(subclusters) };
+        self.mender.l2(entry).map_or(LEFT, |(_, remedy)| remedy)
+    }
+}
+
+const LEFT: Remedy = Remedy::Leave { why: "there is nothing to make it right from" };
