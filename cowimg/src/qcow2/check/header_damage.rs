@@ -4,7 +4,7 @@
 use super::issue::Finding;
 use super::sites::Structure;
 use crate::corruption::Corruption;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{Autoclear, Header, HeaderError};
 use crate::qcow2::Qcow2;
 use crate::storage::Storage;
@@ -33,7 +33,7 @@ pub(super) struct HeaderDamage {
 pub(super) fn read(storage: &dyn Storage) -> Result<(Header, HeaderDamage)> {
     let mut damage = HeaderDamage::default();
     let mut cluster = Qcow2::read_header_cluster(storage)?;
-    let file_len = storage.len().map_err(|error| crate::Error::io("read the length of the file", error))?;
+    let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
     loop {
         let error = match Qcow2::decode_header(&cluster) {
             Ok(mut header) => {
