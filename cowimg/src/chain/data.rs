@@ -69,6 +69,9 @@ fn open_data_file(
     access: Access,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Storage>> {
+    if let Some(storage) = &options.data_storage {
+        return Ok(Arc::clone(storage));
+    }
     let path = match &options.data_file {
         Some(path) => path.clone(),
         None => named_data_file(found, header, options)?,

@@ -175,7 +175,7 @@ impl Image {
         let mut lower = None;
         for (depth, Layer { found }) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { found.access };
-            let without_data_file = OpenOptions { data_file: None, ..options.clone() };
+            let without_data_file = OpenOptions { data_file: None, data_storage: None, ..options.clone() };
             let options = if depth == 0 { options } else { &without_data_file };
             let engine = Engine::open(found, below.map(Engine::shared), access, options).map_err(
                 |error| match &found.path {

@@ -41,6 +41,7 @@ pub struct OpenOptions {
     pub(super) snapshot_size: SnapshotSize,
     pub(super) passphrase: Option<Passphrase>,
     pub(super) data_file: Option<PathBuf>,
+    pub(super) data_storage: Option<Arc<dyn Storage>>,
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
     pub(super) raw_window: Option<RawWindow>,
@@ -78,6 +79,7 @@ impl Default for OpenOptions {
             snapshot_size: SnapshotSize::Own,
             passphrase: None,
             data_file: None,
+            data_storage: None,
             writable_layer: None,
             below: None,
             raw_window: None,
@@ -121,6 +123,13 @@ impl OpenOptions {
     #[must_use]
     pub fn data_file(mut self, path: impl Into<PathBuf>) -> OpenOptions {
         self.data_file = Some(path.into());
+        self
+    }
+
+    /// The image's external data file is what `storage` holds, whatever file the image names. It is not locked.
+    #[must_use]
+    pub fn data_storage(mut self, storage: Arc<dyn Storage>) -> OpenOptions {
+        self.data_storage = Some(storage);
         self
     }
 

@@ -2,9 +2,9 @@
 
 use std::io::ErrorKind::{Other, StorageFull};
 
-use crate::lab::{
-    Call, Dice, SHAPES, Shape, fail_every_change, guest_call, image_with_snapshot, try_every_moment,
-};
+use crate::faults::fail_every_change;
+use crate::history::try_every_moment;
+use crate::lab::{Call, Dice, SHAPES, Shape, guest_call, image_with_snapshot};
 
 /// The shapes whose refcounts have room for snapshots.
 fn shapes() -> impl Iterator<Item = Shape> {
@@ -22,6 +22,12 @@ fn workload(seed: u64, calls: usize) -> Vec<Call> {
         _ => guest_call(&mut dice, nth),
     };
     (0..calls).map(call).collect()
+}
+
+/// Tries every moment of a workload on one of the shapes.
+pub(crate) fn try_seed(seed: u64) -> usize {
+    let shape = shapes().nth(seed as usize % shapes().count()).unwrap();
+    try_every_moment(&format!("snapshots, {shape:?}"), shape.fresh(), seed, &workload(seed, 20))
 }
 
 #[test]
@@ -44,7 +50,7 @@ fn a_failing_disk_leaves_every_snapshot_whole() {
     for (shape, seed) in shapes().zip(21..) {
         for (seed, kind) in [(seed, StorageFull), (seed + 100, Other)] {
             let name = format!("{shape:?}, seed {seed}");
-            failures += fail_every_change(&name, &shape.fresh(), &workload(seed, 14), kind);
+            failures += fail_every_change(&name, shape.fresh(), &workload(seed, 14), kind);
         }
     }
     assert!(failures > 200, "only {failures} failures were met");
