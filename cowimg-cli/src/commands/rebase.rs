@@ -116,9 +116,16 @@ struct Rebase<'a> {
 impl Rebase<'_> {
     /// Changes what stands in the header.
     fn change_name(&self) -> Result<(), Failure> {
+        let display = self.display();
         let image = self.open(self.image.options.clone().no_backing())?;
         let name = match self.name() {
-            Some(name) if self.args.backing_format.is_none() => return Err(self.format_is_missing(name)),
+            Some(name) if self.args.backing_format.is_none() => {
+                // As far as qemu-img is concerned, the work is done and only its result cannot be stored.
+                if self.is_strict {
+                    display.finish();
+                }
+                return Err(self.format_is_missing(name));
+            }
             Some(name) => Some(backing_name(name, self.args.backing_format)),
             None => None,
         };
@@ -128,7 +135,6 @@ impl Rebase<'_> {
         {
             return Err(Error::new(ErrorKind::BackingLoop).at_path(&self.image.path).into());
         }
-        let display = self.display();
         image.set_backing(name.as_ref(), Verification::Trust)?;
         image.close()?;
         display.finish();
@@ -137,6 +143,7 @@ impl Rebase<'_> {
 
     /// Changes the backing file below the same content.
     fn change_backing(&self) -> Result<(), Failure> {
+        let display = self.display();
         let image = self.open(self.image.options.clone())?;
         let (name, backing) = match self.name() {
             None => (None, None),
@@ -156,7 +163,6 @@ impl Rebase<'_> {
             }
         };
         let new = name.as_ref().zip(backing.as_ref()).map(|(name, image)| NewBacking { name, image });
-        let display = self.display();
         let control = Control { progress: Some(&display), cancel: Some(self.interrupt.cancel()) };
         let options = RebaseOptions {
             compression: if self.args.compress { Compression::On } else { Compression::Off },

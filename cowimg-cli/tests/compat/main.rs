@@ -15,7 +15,8 @@
 //! whose base is gone is checked here; names that start with an unknown protocol,
 //! which are plain names here; a change to version 2 of an image with snapshots that share a zero cluster, after which
 //! qemu-img 10.0.2 has other bytes in a snapshot; a repair of images whose refcount blocks are missing, and `-r leaks` where
-//! qemu-img gives up because of them.
+//! qemu-img gives up because of them; `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
+//! with an option whose value is none, which it does not look at.
 //!
 //! One file per subcommand. A row is a line of text; `row` says how it is written. The reference is qemu-img 10; where
 //! an older one is installed, rows that it answers differently are left out, and the test says how many.

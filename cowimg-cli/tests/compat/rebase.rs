@@ -49,6 +49,9 @@ rebase -b base.img -F raw plain.qcow2
 rebase -p -b base.img -F raw top.qcow2  # progress
 rebase -p -b '' top.qcow2  # progress
 rebase --progress -b '' child.qcow2  # since 10; progress
+rebase -p -b missing.img -F raw top.qcow2
+rebase -p -b base.img -F raw missing.qcow2
+rebase -p -u -b base.img top.qcow2
 rebase -q -b base.img -F raw top.qcow2
 rebase -q -p -b base.img -F raw top.qcow2
 rebase -c -b '' top.qcow2  # since 10
