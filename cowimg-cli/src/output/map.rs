@@ -58,7 +58,7 @@ impl JsonMap {
             "\"present\": {present}, \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
         )?;
         match extent.host {
-            Some(host) if present && !compressed => write!(out, ", \"offset\": {host}}}"),
+            Some(host) if !compressed => write!(out, ", \"offset\": {host}}}"),
             _ => out.write_all(b"}"),
         }
     }

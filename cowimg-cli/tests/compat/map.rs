@@ -16,6 +16,10 @@ over discarded.qcow2 child.qcow2 qcow2
 qemu-io -f qcow2 -d unmap -c 'discard 0 64k' discarded.qcow2 >/dev/null
 mkdir d
 over d/up.qcow2 ../top.qcow2 qcow2
+new divided.qcow2 4M -o extended_l2=on,cluster_size=128k
+io qcow2 divided.qcow2 'write -P 4 4k 4k' 'write -P 4 400k 20k' 'write -z 8k 4k'
+over divided-over.qcow2 child.qcow2 qcow2 -o extended_l2=on,cluster_size=128k
+io qcow2 divided-over.qcow2 'write -P 4 4k 4k' 'write -P 4 400k 20k'
 ",
     ],
     rows: r#"
@@ -51,6 +55,9 @@ map --output=json longer.qcow2
 map --output=json shorter.qcow2
 map shorter.qcow2
 map --output=json discarded.qcow2
+map --output=json divided.qcow2
+map divided.qcow2
+map --output=json divided-over.qcow2
 map d/up.qcow2
 map --output=json d/up.qcow2
 map --image-opts driver=qcow2,file.filename=top.qcow2

@@ -28,7 +28,11 @@ impl Qcow2 {
             Source::Zero(space) => Ok(own(ExtentKind::Zero, space)),
             Source::Compressed(_) => Ok(own(ExtentKind::Compressed, None)),
             Source::Host(host) => self.with_holes(own(ExtentKind::Data, Some(host)), host),
-            Source::Below => self.extent_below(segment.range, own(ExtentKind::Unallocated, None)),
+            Source::Below(space) => {
+                // Space that is kept under a backing disk tells nothing about the bytes.
+                let space = space.filter(|_| self.backing.is_none());
+                self.extent_below(segment.range, own(ExtentKind::Unallocated, space))
+            }
         }
     }
 

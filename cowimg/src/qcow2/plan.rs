@@ -22,8 +22,8 @@ const MAX_ALLOCATION: u64 = 4 << 20;
 /// Where the bytes of a guest range are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Nowhere in this image: the backing disk answers.
-    Below,
+    /// Nowhere in this image: the backing disk answers. A divided cluster may keep space for it.
+    Below(Option<HostOffset>),
     /// Nowhere: they are zeroes. Space may be kept for them.
     Zero(Option<HostOffset>),
     /// In the file, in one piece from here on.
@@ -136,7 +136,7 @@ impl Qcow2 {
             let end = l1_index.saturating_add(1).saturating_mul(self.geometry.l2_coverage());
             return Ok(Segment {
                 range: range.intersection(ByteRange::between(0, end)),
-                source: Source::Below,
+                source: Source::Below(None),
             });
         };
         let entry = self.decode(slice.get(index), cluster)?;
@@ -167,7 +167,7 @@ impl Qcow2 {
     fn source_at(&self, entry: &L2Entry, in_cluster: u64, cluster: GuestCluster) -> Result<Source> {
         let at = |host: HostOffset| HostOffset(host.get() + in_cluster);
         Ok(match entry {
-            L2Entry::Unallocated => Source::Below,
+            L2Entry::Unallocated => Source::Below(None),
             L2Entry::Zero(space) => Source::Zero(space.as_ref().map(|allocated| at(allocated.host))),
             L2Entry::Standard(allocated) => {
                 self.check_within_file(allocated.host, cluster)?;
@@ -179,7 +179,7 @@ impl Qcow2 {
             }
             L2Entry::Divided(divided) => {
                 match divided.subclusters.state(in_cluster / self.geometry.subcluster_size()) {
-                    SubclusterState::Unallocated => Source::Below,
+                    SubclusterState::Unallocated => Source::Below(divided.host().map(at)),
                     SubclusterState::Zero => Source::Zero(divided.host().map(at)),
                     SubclusterState::Data => {
                         // Decoding has seen to it that data has a place.
@@ -320,7 +320,7 @@ impl Place {
 /// Whether `next` goes on where `first` is after `distance` bytes.
 fn continues(first: &Source, next: &Source, distance: u64) -> bool {
     match (first, next) {
-        (Source::Below, Source::Below) | (Source::Zero(None), Source::Zero(None)) => true,
+        (Source::Below(None), Source::Below(None)) | (Source::Zero(None), Source::Zero(None)) => true,
         (Source::Host(a), Source::Host(b)) | (Source::Zero(Some(a)), Source::Zero(Some(b))) => {
             a.get().checked_add(distance) == Some(b.get())
         }

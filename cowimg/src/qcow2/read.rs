@@ -27,7 +27,7 @@ impl Qcow2 {
     fn read_segment(&self, part: &mut [u8], offset: u64, source: Source) -> Result<()> {
         match source {
             Source::Zero(_) => part.fill(0),
-            Source::Below => self.read_below(part, offset)?,
+            Source::Below(_) => self.read_below(part, offset)?,
             Source::Host(host) => self.data.read(part, host, offset)?,
             Source::Compressed(run) => self.read_compressed(part, offset, run)?,
         }
@@ -53,7 +53,7 @@ impl Qcow2 {
             let segment = self.next_segment(at)?;
             match segment.source {
                 Source::Zero(_) => {}
-                Source::Below if !self.backing_covers(segment.range) => {}
+                Source::Below(_) if !self.backing_covers(segment.range) => {}
                 _ => return Ok(false),
             }
             at = ByteRange::between(segment.range.end(), range.end());
