@@ -49,7 +49,7 @@ fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nig
 
 soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws, CRASH_STATES (2000000) power cuts, all images
 	@set -e; for round in $$(seq $(SOAK_ROUNDS)); do \
-	    (set -x; COWIMG_TEST_SEED=$$(($(SOAK_SEED) + round)) $(CARGO) test -q -p cowimg --lib --tests); \
+	    (set -x; COWIMG_SOAK=1 COWIMG_TEST_SEED=$$(($(SOAK_SEED) + round)) $(CARGO) test -q -p cowimg --lib --tests); \
 	done
 	COWIMG_CRASH_STATES=$(CRASH_STATES) COWIMG_TEST_SEED=$(SOAK_SEED) \
 	    $(CARGO) test --release -p cowimg --test crash soak -- --nocapture

@@ -22,7 +22,10 @@ impl Qcow2 {
         self.mark_recording_in_use()?;
         let mut header = self.lock_header();
         // Bitmaps and a raw data file are kept as they are said to be.
-        let ours = Autoclear::BITMAPS.with(Autoclear::DATA_FILE_RAW);
+        let ours = match header.bitmaps() {
+            Some(_) => Autoclear::BITMAPS.with(Autoclear::DATA_FILE_RAW),
+            None => Autoclear::DATA_FILE_RAW,
+        };
         let kept = Autoclear(header.autoclear.0 & ours.0);
         if self.version == Version::V3 && header.autoclear != kept {
             self.write_header_field(header_fields::autoclear(kept))?;

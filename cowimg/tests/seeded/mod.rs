@@ -59,6 +59,11 @@ impl Drop for Rng {
     }
 }
 
+/// Whether this run may take its time (`make soak` says so with `COWIMG_SOAK`): what is drawn otherwise is then done whole.
+pub(crate) fn is_soak() -> bool {
+    std::env::var_os("COWIMG_SOAK").is_some()
+}
+
 /// `len` bytes that do not compress and that differ from those of every other `salt`.
 pub(crate) fn noise(salt: u64, len: usize) -> Vec<u8> {
     let mut state = salt.wrapping_mul(0x9e3779b97f4a7c15) | 1;

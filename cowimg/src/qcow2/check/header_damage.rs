@@ -63,7 +63,7 @@ impl HeaderDamage {
         let table = match error {
             HeaderError::NoRefcountTable => Structure::RefcountTable,
             HeaderError::TooManySnapshots { .. } => Structure::SnapshotTable,
-            HeaderError::NoBitmaps | HeaderError::Bitmaps { .. } => Structure::BitmapDirectory,
+            HeaderError::Bitmaps { .. } => Structure::BitmapDirectory,
             HeaderError::TableTooLarge { table, .. }
             | HeaderError::TableUnaligned { table, .. }
             | HeaderError::TableInHeader { table, .. }

@@ -548,7 +548,8 @@ mod tests {
         assert_eq!(refused(&base, 104, &[1]), mismatch(CompressionType::Zstd));
         assert_eq!(refused(&base, 79, &[8]), mismatch(CompressionType::Deflate));
         assert_eq!(refused(&base, 79, &[16]), HeaderError::SubclusterSize { cluster_size: 4096 });
-        assert_eq!(refused(&base, 95, &[1]), HeaderError::NoBitmaps);
+        assert_eq!(refused(&base, 95, &[2]), HeaderError::NoRawDataFile);
+        assert_eq!(Header::decode(&patched(&base, 95, &[1])).unwrap().bitmaps(), None);
         assert!(matches!(refused(&bm, 136, &word(0)), HeaderError::Bitmaps { .. }));
         for offset in [1, 111, 4097, u64::MAX] {
             assert_eq!(refused(&base, 8, &long(offset)), HeaderError::BackingNamePlace { offset });
@@ -751,7 +752,7 @@ mod tests {
                 version: Version::V3,
                 incompatible: if zstd { incompatible.with(Incompatible::COMPRESSION) } else { incompatible },
                 compatible: Compatible(compatible),
-                autoclear: Autoclear(autoclear).without(Autoclear::BITMAPS),
+                autoclear: Autoclear(autoclear).without(Autoclear::BITMAPS).without(Autoclear::DATA_FILE_RAW),
                 refcount_order,
                 compression,
                 unknown_fields: if is_zero(unknown_fields) { Vec::new() } else { unknown_fields.to_vec() },

@@ -159,9 +159,9 @@ pub enum HeaderError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The bitmaps are said to be consistent, and there are none.
-    #[error("the bitmaps feature bit is set, and there is no bitmaps extension")]
-    NoBitmaps,
+    /// The data file is said to be a raw image, and there is none.
+    #[error("the feature bit of a raw data file is set, and the image has no data file")]
+    NoRawDataFile,
     /// The header does not fit in one cluster.
     #[error(
         "the header with its extensions and the backing file's name needs {bytes} bytes; a cluster has {cluster_size}"

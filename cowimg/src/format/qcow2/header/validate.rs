@@ -22,6 +22,7 @@ impl Header {
         self.check_tables(geometry)?;
         extensions::check_list(&self.extensions)?;
         self.check_bitmaps(geometry)?;
+        self.check_data_file()?;
         self.check_backing_name()
     }
 
@@ -95,9 +96,19 @@ impl Header {
         if !self.autoclear.contains(Autoclear::BITMAPS) {
             return Ok(());
         }
-        let extension = self.extensions.iter().find(|extension| extension.kind == Extension::BITMAPS);
-        let extension = extension.ok_or(HeaderError::NoBitmaps)?;
-        BitmapsExtension::decode(&extension.data, g).map_err(|why| HeaderError::Bitmaps { why })?;
+        // The bit without the extension says that no bitmap is out of date, which is true of none.
+        if let Some(extension) = self.extensions.iter().find(|extension| extension.kind == Extension::BITMAPS)
+        {
+            BitmapsExtension::decode(&extension.data, g).map_err(|why| HeaderError::Bitmaps { why })?;
+        }
+        Ok(())
+    }
+
+    fn check_data_file(&self) -> Result<(), HeaderError> {
+        let is_raw = self.autoclear.contains(Autoclear::DATA_FILE_RAW);
+        if is_raw && !self.incompatible.contains(Incompatible::DATA_FILE) {
+            return Err(HeaderError::NoRawDataFile);
+        }
         Ok(())
     }
 
