@@ -37,6 +37,7 @@ pub mod error;
 mod extent;
 pub mod format;
 pub mod job;
+mod luks;
 pub mod progress;
 mod qcow2;
 mod range;
@@ -64,8 +65,11 @@ pub use storage::Access;
 
 /// How images are encrypted.
 pub mod encryption {
-    pub use crate::chain::{Encryption, LuksOptions, Passphrase};
-    pub use crate::codec::crypt::{CipherAlgorithm, CipherMode, CryptError, HashAlgorithm, IvGenerator};
+    pub use crate::chain::{Encryption, LuksOptions};
+    pub use crate::codec::crypt::{
+        CipherAlgorithm, CipherMode, CryptError, HashAlgorithm, IvGenerator, Passphrase,
+    };
+    pub use crate::luks::{ErasedKeySlots, KeyLoss, KeySlotChange, NewKeySlot};
 }
 
 /// The consistency check of qcow2 images, and their repair.

@@ -4,13 +4,15 @@ use std::ffi::OsString;
 
 use cowimg::{AmendOptions, LazyRefcounts, Version};
 
+use crate::args::encryption_options;
 use crate::args::format_options::not_a_choice;
+use crate::args::key_slot_options::{KEY_SLOT_OPTIONS, KeySlotWords};
 use crate::args::key_values::{KeyValues, nearest};
-use crate::args::size::parse_size;
+use crate::args::size::{parse_number, parse_size};
 use crate::failure::Failure;
 
 /// Key, kind of value and purpose of each option, in the order in which help lists them.
-pub(crate) const AMENDABLE: [(&str, &str, &str); 8] = [
+const AMENDABLE: [(&str, &str, &str); 8] = [
     ("backing_file", "str", "the image that this one is stacked on: only as it is, `rebase` changes it"),
     ("backing_fmt", "str", "format of the backing file: only as it is"),
     ("compat", "str", "version of the format: 1.1 or v3, 0.10 or v2"),
@@ -21,17 +23,20 @@ pub(crate) const AMENDABLE: [(&str, &str, &str); 8] = [
     ("size", "size", "size of the disk"),
 ];
 
+/// What help says of each option of a qcow2 image.
+pub(crate) fn help() -> impl Iterator<Item = (String, &'static str, &'static str)> {
+    let slots =
+        KEY_SLOT_OPTIONS.iter().map(|&(key, value, purpose)| (format!("encrypt.{key}"), value, purpose));
+    let (before, after) = AMENDABLE.split_at(4);
+    let own = |options: &'static [(&str, &'static str, &'static str)]| {
+        options.iter().map(|&(key, value, purpose)| (key.to_owned(), value, purpose))
+    };
+    own(before).chain(own(&after[..1])).chain(slots).chain(own(&after[1..]))
+}
+
 /// Options that only a new image takes.
-const CREATION_ONLY: [&str; 8] = [
-    "cluster_size",
-    "compression_type",
-    "extended_l2",
-    "preallocation",
-    "encryption",
-    "encrypt.format",
-    "nocow",
-    "encrypt.cipher-alg",
-];
+const CREATION_ONLY: [&str; 6] =
+    ["cluster_size", "compression_type", "extended_l2", "preallocation", "extent_size_hint", "nocow"];
 
 /// What `-o` asks for.
 #[derive(Debug)]
@@ -48,15 +53,17 @@ impl Amendment {
     pub(crate) fn parse(given: &KeyValues) -> Result<(Amendment, Option<Failure>), Failure> {
         let mut objection = None;
         for (key, _) in given.iter() {
-            check_key(key, &mut objection)?;
+            check_key(key)?;
         }
         let owned = |key: &str| given.get(key).map(str::to_owned);
         let (file, format) = (owned("backing_file"), owned("backing_fmt"));
         let size = given.get("size").map(parse_size).transpose();
         let size = size.map_err(|why| Failure::usage(format!("size: {why}")))?;
         let lazy = switch(given, "lazy_refcounts")?;
+        let keys = KeySlotWords::of(given, "encrypt.")?;
         let version = given.get("compat").and_then(|word| known(version(word), &mut objection));
-        let bits = given.get("refcount_bits").map(number).transpose()?;
+        let bits = given.get("refcount_bits").map(parse_number).transpose();
+        let bits = bits.map_err(|why| Failure::usage(format!("refcount_bits: {why}")))?;
         let amendment = Amendment {
             options: AmendOptions {
                 version,
@@ -66,6 +73,7 @@ impl Amendment {
                 data_file_raw: switch(given, "data_file_raw")?,
                 // A size of 0 asks for nothing, as qemu-img has it.
                 size: size.filter(|&size| size > 0),
+                key_slots: keys.and_then(|words| known(words.change(), &mut objection)),
                 ..AmendOptions::default()
             },
             backing: (file.is_some() || format.is_some()).then_some((file, format)),
@@ -85,20 +93,13 @@ fn known<T>(value: Result<T, Failure>, objection: &mut Option<Failure>) -> Optio
     }
 }
 
-fn check_key(key: &str, objection: &mut Option<Failure>) -> Result<(), Failure> {
-    if AMENDABLE.iter().any(|(known, ..)| *known == key) {
+fn check_key(key: &str) -> Result<(), Failure> {
+    if help().any(|(known, ..)| known == key) {
         return Ok(());
     }
-    if CREATION_ONLY.contains(&key) {
+    if CREATION_ONLY.contains(&key) || encryption_options::KEYS.contains(&key) {
         return Err(Failure::usage(format!("'{key}' is an option of new images only"))
             .hint("Convert the image to give it another value: cowimg convert -O qcow2 -o ..."));
-    }
-    if key.starts_with("encrypt.") {
-        objection.get_or_insert(
-            Failure::usage(format!("option '{key}' is not handled by this version of cowimg"))
-                .hint("The key slots of an encrypted image stay as they are"),
-        );
-        return Ok(());
     }
     let failure = Failure::usage(format!("there is no option '{key}'"));
     Err(match nearest(key, AMENDABLE.iter().map(|(known, ..)| *known)) {
@@ -113,18 +114,6 @@ fn version(word: &str) -> Result<Version, Failure> {
         "0.10" | "v2" => Ok(Version::V2),
         _ => Err(not_a_choice("compat", word, "1.1 (or v3), 0.10 (or v2)")),
     }
-}
-
-/// A number as C writes them: hexadecimal after 0x, octal after 0.
-fn number(word: &str) -> Result<i128, Failure> {
-    let (digits, is_negative) = word.strip_prefix('-').map_or((word, false), |digits| (digits, true));
-    let parsed = match (digits.strip_prefix("0x").or(digits.strip_prefix("0X")), digits.strip_prefix('0')) {
-        (Some(hexadecimal), _) => u64::from_str_radix(hexadecimal, 16),
-        (None, Some(octal)) if !octal.is_empty() => u64::from_str_radix(octal, 8),
-        (None, _) => digits.parse(),
-    };
-    let value = parsed.map_err(|_| Failure::usage(format!("refcount_bits: '{word}' is not a number")))?;
-    Ok(if is_negative { -i128::from(value) } else { i128::from(value) })
 }
 
 fn refcount_bits(bits: i128) -> Result<u32, Failure> {
@@ -174,7 +163,8 @@ mod tests {
     fn what_cannot_be_amended_is_refused_by_name() {
         let refusal = |list: &str| parse(list).unwrap_err().to_string();
         assert!(refusal("cluster_size=4k").starts_with("'cluster_size' is an option of new images only"));
-        assert!(refusal("encrypt.keyslot=1").contains("not handled"));
+        assert!(refusal("encrypt.cipher-alg=aes-128").contains("new images only"));
+        assert!(refusal("encrypt.keyslot=1").contains("is not said"));
         assert!(refusal("refcount_bit=1").contains("Did you mean 'refcount_bits'?"));
         for list in [
             "compat=3",

@@ -6,6 +6,7 @@ use cowimg::encryption::{Encryption, LuksOptions, Passphrase};
 
 use crate::args::key_values::KeyValues;
 use crate::args::object;
+use crate::args::size::parse_number;
 use crate::failure::Failure;
 
 /// Every key, in the order in which they are repeated when an image is made.
@@ -106,11 +107,11 @@ impl EncryptionWords {
             luks.iv_hash = Some(word.parse().map_err(|why| refused("encrypt.ivgen-hash-alg", &why))?);
         }
         if let Some(word) = self.get("encrypt.iter-time") {
-            let millis = word.parse().ok().filter(|&millis: &u32| millis > 0);
+            let millis = parse_number(word).ok().and_then(|millis| u64::try_from(millis).ok());
             let millis = millis.ok_or_else(|| {
                 Failure::usage(format!("encrypt.iter-time is '{word}'; it must be a number of milliseconds"))
             })?;
-            luks.iteration_time = Duration::from_millis(u64::from(millis));
+            luks.iteration_time = Duration::from_millis(millis);
         }
         Ok(luks)
     }

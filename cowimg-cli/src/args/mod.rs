@@ -19,6 +19,7 @@ pub(crate) mod encryption_options;
 pub(crate) mod format_options;
 pub(crate) mod image;
 pub(crate) mod image_name;
+pub(crate) mod key_slot_options;
 pub(crate) mod key_values;
 pub(crate) mod object;
 pub(crate) mod opening;

@@ -61,6 +61,18 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, SizeError> {
     parse_unsigned(number.strip_prefix('+').unwrap_or(number), text)
 }
 
+/// Parses a number that is no size, as C writes them: hexadecimal after 0x, octal after 0.
+pub(crate) fn parse_number(word: &str) -> Result<i128, String> {
+    let (digits, is_negative) = word.strip_prefix('-').map_or((word, false), |digits| (digits, true));
+    let parsed = match (digits.strip_prefix("0x").or(digits.strip_prefix("0X")), digits.strip_prefix('0')) {
+        (Some(hexadecimal), _) => u64::from_str_radix(hexadecimal, 16),
+        (None, Some(octal)) if !octal.is_empty() => u64::from_str_radix(octal, 8),
+        (None, _) => digits.parse(),
+    };
+    let value = parsed.map_err(|_| format!("'{word}' is not a number"))?;
+    Ok(if is_negative { -i128::from(value) } else { i128::from(value) })
+}
+
 /// What `resize` is told: a size, or a difference to the size that there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SizeChange {

@@ -3,10 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 
+use cowimg::encryption::KeyLoss;
 use cowimg::progress::Control;
 use cowimg::{CacheMode, ErrorKind, Format, Image, Shrink};
 
-use crate::args::amend_options::{AMENDABLE, Amendment};
+use crate::args::amend_options::{self, Amendment};
 use crate::args::cache_mode::parse_cache_mode;
 use crate::args::image::parse_format;
 use crate::args::image_name::{ImageForm, ImageName};
@@ -21,7 +22,8 @@ use crate::progress_bar::{Display, Wanted};
 
 /// Change what a qcow2 image was created with
 ///
-/// Version of the format, width of refcounts, lazy refcounts, the name of an external data file, size: see '-o help'.
+/// Version of the format, width of refcounts, lazy refcounts, the name of an external data file, size, the passphrases that
+/// open an encrypted image: see '-o help'.
 /// An option that cannot be had changes nothing. An amendment that is stopped leaves a sound image: ask again.
 #[derive(Debug, clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
@@ -45,7 +47,8 @@ pub(crate) struct Args {
     #[arg(short = 'o', long, value_name = "OPTIONS", required = true, action = clap::ArgAction::Append)]
     options: Vec<String>,
 
-    /// Change also what loses data: with size= the disk may become smaller
+    /// Change also what loses data: with size= the disk may become smaller, and the last key slot may be erased or filled
+    /// anew
     #[arg(long)]
     force: bool,
 
@@ -94,6 +97,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         return Err(objection);
     }
     let may_shrink = args.force || out.manner == Manner::QemuImg;
+    wanted.options.key_loss = if args.force { KeyLoss::Allow } else { KeyLoss::Refuse };
     wanted.options.shrink = if may_shrink { Shrink::Allow } else { Shrink::Refuse };
     if let Some(size) = wanted.options.size.filter(|&size| size < image.size() && !may_shrink) {
         let old = image.size();
@@ -141,7 +145,7 @@ fn check_backing(image: &Image, wanted: Option<&(Option<String>, Option<String>)
 
 fn help(out: &mut Console) -> Result<ExitCode, Failure> {
     writeln!(out, "What can be amended in an image of format qcow2:")?;
-    for (key, value, purpose) in AMENDABLE {
+    for (key, value, purpose) in amend_options::help() {
         writeln!(out, "  {:<24} {purpose}", format!("{key}=<{value}>"))?;
     }
     Ok(ExitCode::Success)

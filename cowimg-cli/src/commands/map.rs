@@ -60,6 +60,13 @@ fn human(image: &Image, range: ByteRange, out: &mut dyn Write) -> Result<(), Fai
             ))
             .hint("--json lists them"));
         }
+        if extent.kind == ExtentKind::Data && extent.host.is_none() && !extent.is_zero() {
+            return Err(Failure::new(format!(
+                "the disk is encrypted (first at offset {}), and is stored in no form that the table could show",
+                extent.range.start()
+            ))
+            .hint("--json lists its ranges"));
+        }
         table.row(&extent, out)?;
     }
     Ok(())

@@ -73,9 +73,9 @@ impl BenchFolder {
         let mut bench = BenchFolder { top, before: Files::new(), stamps: BTreeMap::new() };
         let images = bench.images();
         fs::create_dir(&images).expect("the folder can be written");
-        let output =
-            Command::new("sh").arg("-c").arg(format!("{PRELUDE}{script}")).current_dir(images).output();
-        let output = output.expect("there is a shell");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{PRELUDE}{script}")).env("OURS", OURS).current_dir(images);
+        let output = shell.output().expect("there is a shell");
         let words = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "the images cannot be made (package qemu-utils): {words}");
         let bin = bench.top.path().join("bin");
@@ -175,10 +175,12 @@ impl BenchFolder {
     }
 }
 
+/// Our program, which makes what takes qemu-img seconds (`$OURS` in scripts).
+const OURS: &str = env!("CARGO_BIN_EXE_cowimg");
+
 /// The program that is proven. The tables themselves are proven with a real qemu-img in its place.
 fn our_program() -> PathBuf {
-    std::env::var_os("COWIMG_COMPAT_PROGRAM")
-        .map_or_else(|| env!("CARGO_BIN_EXE_cowimg").into(), PathBuf::from)
+    std::env::var_os("COWIMG_COMPAT_PROGRAM").map_or_else(|| OURS.into(), PathBuf::from)
 }
 
 /// Every file below a folder.

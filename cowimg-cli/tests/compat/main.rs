@@ -14,7 +14,8 @@
 //! here; a new image over a base whose own base is gone, which is made here, as an image
 //! whose base is gone is checked here; names that start with an unknown protocol,
 //! which are plain names here; a change to version 2 of an image with snapshots that share a zero cluster, after which
-//! qemu-img 10.0.2 has other bytes in a snapshot; a repair of images whose refcount blocks are missing, and `-r leaks` where
+//! qemu-img 10.0.2 has other bytes in a snapshot, and of one whose snapshots have clusters compressed with zstd, which
+//! nobody can read then and which is refused here; a repair of images whose refcount blocks are missing, and `-r leaks` where
 //! qemu-img gives up because of them; `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
 //! with an option whose value is none, which it does not look at.
 //!
@@ -35,6 +36,7 @@ mod create;
 mod dd;
 mod images;
 mod info;
+mod keys;
 mod map;
 mod measure;
 mod outcome;

@@ -1,11 +1,8 @@
-//! What an image's guest data is kept in and encrypted with: its external data file, its passphrase.
+//! What an image's guest data is kept in and encrypted with: its external data file, its cipher.
 
-use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use zeroize::Zeroizing;
 
 use super::FilePolicy;
 use super::file_use::{Part, Purpose, file_use};
@@ -17,27 +14,6 @@ use crate::format::qcow2::{Header, Incompatible};
 use crate::qcow2::{DataOptions, unlock};
 use crate::storage::{Access, FileOptions, FileStorage, Storage};
 
-/// What opens an encrypted image. It is wiped from memory when it is dropped, and never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Passphrase(Zeroizing<Vec<u8>>);
-
-impl Passphrase {
-    /// A passphrase of these bytes.
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Passphrase {
-        Passphrase(Zeroizing::new(bytes.into()))
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Passphrase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Passphrase(..)")
-    }
-}
-
 /// Opens and unlocks what the image in `found` needs for its data.
 pub(super) fn data_options(
     found: &Found,
@@ -46,8 +22,7 @@ pub(super) fn data_options(
     options: &OpenOptions,
 ) -> Result<DataOptions> {
     let file = data_file_of(found, header, access, options)?;
-    let passphrase = options.passphrase.as_ref().map(Passphrase::bytes);
-    let cipher = unlock(&*found.storage, header, passphrase)?;
+    let cipher = unlock(&*found.storage, header, options.passphrase.as_ref())?;
     Ok(DataOptions { file, cipher })
 }
 

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use super::data::Passphrase;
-use crate::codec::crypt::volume::{DEFAULT_ITERATION_TIME, Volume, VolumeOptions};
-use crate::codec::crypt::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator, Scheme};
-use crate::error::{Error, Result};
+use crate::codec::crypt::volume::{DEFAULT_ITERATION_TIME, VolumeOptions};
+use crate::codec::crypt::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator, Passphrase, Scheme};
+use crate::error::Result;
 use crate::format::luks::{KEY_SLOTS, LuksHeader, SECTOR_SIZE};
 use crate::format::qcow2::layout::FreshEncryption;
-use crate::qcow2::Qcow2;
-use crate::storage::{Storage, StorageExt};
+use crate::qcow2::{Qcow2, luks_place};
+use crate::storage::Storage;
 
 /// How the data of a new image is encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,15 +68,8 @@ impl LuksOptions {
 
     /// Writes the LUKS header and the first slot's key material to the place that the image in `storage` has for them.
     pub(super) fn write_header(&self, storage: &dyn Storage) -> Result<()> {
-        let Some((start, _)) = Qcow2::read_header(storage)?.crypto_header() else {
-            return Err(Error::invalid("the image has no place for a LUKS header"));
-        };
-        let (mut volume, key) = Volume::create(&self.volume())?;
-        let material = volume.fill_slot(0, &key, self.passphrase.bytes(), self.iteration_time)?;
-        let slot = u64::from(volume.header().slots[0].material) * SECTOR_SIZE;
-        let io = |error| Error::io("write the LUKS header", error);
-        storage.write_all_at(&material, start + slot).map_err(io)?;
-        storage.write_all_at(&volume.header().encode(), start).map_err(io)
+        let header = Qcow2::read_header(storage)?;
+        luks_place(storage, &header)?.write_new(&self.volume(), &self.passphrase).map(drop)
     }
 }
 

@@ -12,6 +12,7 @@ use super::file_use::{Purpose, lock_for_resizing};
 use super::info::ImageInfo;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
+use crate::codec::crypt::Passphrase;
 use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
@@ -39,6 +40,8 @@ pub struct Image {
     writes_through: bool,
     /// The layer below that is open for writing too, as the image that it is.
     lower: Option<Box<Image>>,
+    /// What opened it, if it is encrypted: another key slot is filled with its help.
+    passphrase: Option<Passphrase>,
 }
 
 /// One file of the chain.
@@ -186,15 +189,20 @@ impl Image {
             if depth > 0 && access == Access::ReadWrite {
                 let layers = layers[depth..].to_vec();
                 // Whoever writes to it flushes it.
-                let lower_image = Image { top: engine.clone(), layers, writes_through: false, lower: None };
+                let (top, passphrase) = (engine.clone(), options.passphrase.clone());
+                let lower_image = Image { top, layers, writes_through: false, lower: None, passphrase };
                 lower = Some(Box::new(lower_image));
             }
             below = Some(engine);
         }
         match below {
-            Some(top) => {
-                Ok(Image { top, layers, writes_through: options.cache_mode.writes_through(), lower })
-            }
+            Some(top) => Ok(Image {
+                top,
+                layers,
+                writes_through: options.cache_mode.writes_through(),
+                lower,
+                passphrase: options.passphrase.clone(),
+            }),
             None => Err(Error::invalid("an image has at least one layer")),
         }
     }
@@ -313,7 +321,7 @@ impl Image {
         let amended = match &mut self.top {
             Engine::Raw(_) => Err(Error::unsupported("a raw image has no options that could be changed")),
             Engine::Qcow2(qcow2) => match Arc::get_mut(qcow2) {
-                Some(qcow2) => qcow2.amend(wanted, control),
+                Some(qcow2) => qcow2.amend(wanted, self.passphrase.as_ref(), control),
                 None => Err(Error::unsupported("the image is in use as the backing file of another")),
             },
         };

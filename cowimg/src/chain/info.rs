@@ -14,7 +14,7 @@ use crate::format::probe::Format;
 use crate::format::qcow2::{
     Autoclear, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
-use crate::qcow2::{BitmapInfo, read_bitmap_directory, read_luks, read_snapshots};
+use crate::qcow2::{BitmapInfo, luks_place, read_bitmap_directory, read_snapshots};
 use crate::storage::Storage;
 
 /// What one image file says of itself.
@@ -166,10 +166,10 @@ impl Qcow2Info {
 
 /// What the image says of its encryption; no passphrase is needed for it.
 fn read_luks_header(storage: &dyn Storage, header: &Header) -> Result<Option<LuksHeader>> {
-    let (CryptMethod::Luks, Some((start, _))) = (header.crypt_method, header.crypto_header()) else {
+    if header.crypt_method != CryptMethod::Luks {
         return Ok(None);
-    };
-    Ok(Some(read_luks(storage, start)?.header().clone()))
+    }
+    Ok(Some(luks_place(storage, header)?.read()?.header().clone()))
 }
 
 fn is_device(path: &Path) -> bool {

@@ -29,7 +29,6 @@ pub use create::{
     BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
     create, plan,
 };
-pub use data::Passphrase;
 pub use encrypt::{Encryption, LuksOptions};
 pub use extents::Extents;
 pub use file_use::LockMode;

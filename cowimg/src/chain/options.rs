@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CacheMode, FilePolicy, Image, LockMode, Passphrase};
+use super::{CacheMode, FilePolicy, Image, LockMode};
+use crate::codec::crypt::Passphrase;
 use crate::error::Result;
 use crate::format::probe::Format;
 use crate::qcow2::{SnapshotSelector, SnapshotSize};

@@ -4,21 +4,25 @@
 //! sound after each, so that an amendment that a crash ends is simply asked for again:
 //!
 //! 1. version 3, which the other options may need: snapshots state the size of their disk, then the header grows;
-//! 2. the width of refcounts (`refcount_width`);
-//! 3. the header's other fields, in one write;
-//! 4. the size (`resize`);
-//! 5. version 2: no table has a zero cluster any more (`expand_zeroes`), then the header shrinks.
+//! 2. the key slots of an encrypted image (`luks/key_slots.rs`);
+//! 3. the width of refcounts (`refcount_width`);
+//! 4. the header's other fields, in one write;
+//! 5. the size (`resize`);
+//! 6. version 2: no table has a zero cluster any more (`expand_zeroes`), then the header shrinks.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 use super::Qcow2;
+use crate::codec::crypt::Passphrase;
 use crate::disk::{Disk, ResizeOptions, Shrink};
 use crate::error::{Error, Result};
 use crate::format::qcow2::layout::LazyRefcounts;
 use crate::format::qcow2::{
-    Autoclear, Compatible, Extension, Header, Incompatible, Snapshot, Version, name_table_extension,
+    Autoclear, Compatible, CompressionType, Extension, Header, Incompatible, Snapshot, Version,
+    name_table_extension,
 };
+use crate::luks::{KeyLoss, KeySlotChange};
 use crate::progress::Control;
 
 /// What is to become different; what is `None` stays.
@@ -39,6 +43,10 @@ pub struct AmendOptions {
     pub size: Option<u64>,
     /// Whether the disk may become smaller.
     pub shrink: Shrink,
+    /// Which passphrases open an image that is encrypted with LUKS.
+    pub key_slots: Option<KeySlotChange>,
+    /// Whether a passphrase may go that somebody may need.
+    pub key_loss: KeyLoss,
 }
 
 /// How far an amendment of several steps is.
@@ -75,18 +83,32 @@ struct Target {
 }
 
 impl Qcow2 {
-    /// Makes the image what `wanted` says. What is refused is refused before anything is changed.
-    pub(crate) fn amend(&mut self, wanted: &AmendOptions, control: &Control<'_>) -> Result<()> {
+    /// Makes the image, which `current` has opened, what `wanted` says. What is refused is refused before anything is
+    /// changed.
+    pub(crate) fn amend(
+        &mut self,
+        wanted: &AmendOptions,
+        current: Option<&Passphrase>,
+        control: &Control<'_>,
+    ) -> Result<()> {
         self.check_writable()?;
         let target = self.target_of(wanted)?;
         self.check_target(&target, wanted)?;
+        let keys =
+            wanted.key_slots.as_ref().map(|change| self.judge_keys((change, wanted.key_loss), current));
+        let keys = keys.transpose()?;
         let changes_width = target.refcount_bits != self.geometry.refcount_bits();
-        let total = u64::from(changes_width) + u64::from(target.version != self.version);
+        let changes_version = target.version != self.version;
+        let total = u64::from(changes_width) + u64::from(changes_version) + u64::from(keys.is_some());
         let mut steps = Steps { control, total, done: 0 };
         if target.version == Version::V3 && self.version == Version::V2 {
             steps.report(0, 2)?;
             self.upgrade(&mut || steps.report(1, 2))?;
             steps.report(2, 2)?;
+            steps.next();
+        }
+        if let Some(keys) = keys {
+            self.change_keys(keys)?;
             steps.next();
         }
         if changes_width {
@@ -109,6 +131,7 @@ impl Qcow2 {
             self.expand_zeroes(&steps)?;
             self.change_header(downgrade)?;
             self.version = Version::V2;
+            self.compression = CompressionType::Deflate;
         }
         Ok(())
     }
@@ -183,7 +206,9 @@ impl Qcow2 {
                 target.refcount_bits
             ));
         }
-        if wanted.lazy_refcounts == Some(LazyRefcounts::On) {
+        // Those that are there go with version 3.
+        let had_lazy = self.header().compatible.contains(Compatible::LAZY_REFCOUNTS);
+        if wanted.lazy_refcounts == Some(LazyRefcounts::On) && !had_lazy {
             return refused("lazy refcounts");
         }
         if self.version == Version::V2 {
@@ -192,8 +217,11 @@ impl Qcow2 {
         if target.header.incompatible.contains(Incompatible::DATA_FILE) {
             return refused("an external data file");
         }
-        if target.header.incompatible.0 != 0 {
-            return refused("the features that this one uses (extended L2 entries or zstd)");
+        if target.header.incompatible.without(Incompatible::COMPRESSION).0 != 0 {
+            return refused("the features that this one uses (extended L2 entries)");
+        }
+        if target.header.compression != CompressionType::Deflate && self.has_compressed_clusters()? {
+            return refused("clusters that are compressed with zstd");
         }
         if self.has_bitmaps() {
             return refused("bitmaps: remove them first");
@@ -251,6 +279,8 @@ fn upgrade(header: &mut Header) {
 fn downgrade(header: &mut Header) {
     header.version = Version::V2;
     header.header_length = Header::default_length(Version::V2);
+    header.incompatible = header.incompatible.without(Incompatible::COMPRESSION);
+    header.compression = CompressionType::Deflate;
     header.compatible = Compatible(0);
     header.autoclear = Autoclear(0);
     header.unknown_fields.clear();

@@ -1,14 +1,14 @@
 //! From an encrypted image and a passphrase to what its data is encrypted with. (Specification, section "Data encryption";
 //! LUKS header: extension "Full disk encryption header pointer".)
 
+use super::Qcow2;
 use super::guest_data::{DataCipher, Numbering};
-use crate::codec::crypt::volume::Volume;
-use crate::codec::crypt::{CipherAlgorithm, CipherMode, CryptError, IvGenerator, Scheme, SectorCipher};
+use crate::codec::crypt::{CipherAlgorithm, CipherMode, IvGenerator, Passphrase, Scheme, SectorCipher};
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::luks::{KeySlot, LuksHeader, SECTOR_SIZE};
 use crate::format::qcow2::{CryptMethod, Header};
-use crate::storage::{Storage, StorageExt};
+use crate::luks::{KeyLoss, KeySlotChange, LuksPlace, PlannedKeys};
+use crate::storage::Storage;
 use zeroize::Zeroizing;
 
 /// What the legacy method encrypts with: AES with 128 bits, chained within a sector, by the guest's sectors.
@@ -23,7 +23,7 @@ const LEGACY: Scheme = Scheme {
 pub(crate) fn unlock(
     storage: &dyn Storage,
     header: &Header,
-    passphrase: Option<&[u8]>,
+    passphrase: Option<&Passphrase>,
 ) -> Result<Option<DataCipher>> {
     if header.crypt_method == CryptMethod::None {
         return Ok(None);
@@ -31,12 +31,11 @@ pub(crate) fn unlock(
     let passphrase = passphrase.ok_or_else(|| Error::new(ErrorKind::PassphraseNeeded))?;
     match header.crypt_method {
         CryptMethod::Luks => {
-            let start = header.crypto_header().ok_or_else(|| damaged("it has no place".to_owned()))?.0;
-            let cipher = unlock_luks(storage, start, passphrase)?.1;
-            Ok(Some(DataCipher { cipher, numbering: Numbering::Host }))
+            let (volume, key) = luks_place(storage, header)?.unlock(passphrase)?;
+            Ok(Some(DataCipher { cipher: volume.cipher(&key)?, numbering: Numbering::Host }))
         }
         CryptMethod::Aes => {
-            let cipher = SectorCipher::new(LEGACY, &*legacy_key(passphrase)).map_err(crypt_error)?;
+            let cipher = SectorCipher::new(LEGACY, &*legacy_key(passphrase.bytes()))?;
             Ok(Some(DataCipher { cipher, numbering: Numbering::Guest }))
         }
         // Refused by name when the image is opened.
@@ -44,35 +43,36 @@ pub(crate) fn unlock(
     }
 }
 
-/// The LUKS volume whose header starts at `start`, and what its sectors are encrypted with.
-pub(crate) fn unlock_luks(
-    storage: &dyn Storage,
-    start: u64,
-    passphrase: &[u8],
-) -> Result<(Volume, SectorCipher)> {
-    let volume = read_luks(storage, start)?;
-    let len = volume.header().material_len();
-    let material = |slot: &KeySlot| {
-        let mut bytes = vec![0; len.next_multiple_of(SECTOR_SIZE as usize)];
-        let at = start.saturating_add(u64::from(slot.material) * SECTOR_SIZE);
-        storage.read_padded_at(&mut bytes, at).map_err(|error| Error::io("read the key material", error))?;
-        Ok::<_, Error>(bytes)
-    };
-    let key = volume.unlock(passphrase, material)?;
-    let cipher = volume.cipher(&key)?;
-    Ok((volume, cipher))
+/// Where the LUKS volume's header is in an image that is encrypted so.
+pub(crate) fn luks_place<'a>(storage: &'a dyn Storage, header: &Header) -> Result<LuksPlace<'a>> {
+    match header.crypto_header() {
+        Some((start, _)) => Ok(LuksPlace::new(storage, start)),
+        None => Err(Corruption::LuksHeader("it has no place".to_owned()).into()),
+    }
 }
 
-/// The LUKS volume whose header starts at `start`, locked.
-pub(crate) fn read_luks(storage: &dyn Storage, start: u64) -> Result<Volume> {
-    let mut bytes = vec![0; LuksHeader::LEN];
-    storage.read_padded_at(&mut bytes, start).map_err(|error| Error::io("read the LUKS header", error))?;
-    let header = LuksHeader::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
-    Ok(Volume::new(header)?)
-}
+impl Qcow2 {
+    /// Judges a change of the key slots, and changes nothing.
+    pub(super) fn judge_keys<'a>(
+        &self,
+        change: (&'a KeySlotChange, KeyLoss),
+        current: Option<&Passphrase>,
+    ) -> Result<PlannedKeys<'a>> {
+        let header = self.header();
+        match header.crypt_method {
+            CryptMethod::Luks => PlannedKeys::judge(luks_place(&*self.storage, &header)?, change, current),
+            CryptMethod::None => Err(Error::invalid("the image is not encrypted: it has no key slots")),
+            CryptMethod::Aes | CryptMethod::Other(_) => {
+                Err(Error::unsupported("only images that are encrypted with LUKS have key slots"))
+            }
+        }
+    }
 
-fn damaged(why: String) -> Error {
-    Corruption::LuksHeader(why).into()
+    /// Changes the key slots, durably.
+    pub(super) fn change_keys(&self, planned: PlannedKeys<'_>) -> Result<()> {
+        self.begin_change()?;
+        planned.carry_out(luks_place(&*self.storage, &self.header())?)
+    }
 }
 
 /// The legacy method's key: the first 16 bytes of the passphrase, filled up with zeroes.
@@ -82,17 +82,4 @@ fn legacy_key(passphrase: &[u8]) -> Zeroizing<[u8; 16]> {
         *to = *from;
     }
     key
-}
-
-fn crypt_error(error: CryptError) -> Error {
-    match error {
-        CryptError::WrongPassphrase => Error::new(ErrorKind::WrongPassphrase),
-        error => Error::unsupported(error.to_string()),
-    }
-}
-
-impl From<CryptError> for Error {
-    fn from(error: CryptError) -> Error {
-        crypt_error(error)
-    }
 }

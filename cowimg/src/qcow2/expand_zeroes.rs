@@ -61,6 +61,29 @@ impl Qcow2 {
         })
     }
 
+    /// Whether a table of the disk or of a snapshot has a compressed cluster: what is compressed with zstd cannot be read in
+    /// version 2. (QEMU looks at the disk alone.)
+    pub(super) fn has_compressed_clusters(&self) -> Result<bool> {
+        // The tables are read from the file.
+        self.flush()?;
+        let mut entries = self.read_l1().entries.clone();
+        for snapshot in &self.snapshots()? {
+            entries.extend(self.snapshot_l1(snapshot)?);
+        }
+        entries.sort_unstable();
+        entries.dedup();
+        for raw in entries {
+            let Some((_, table)) = self.table_of(raw)? else { continue };
+            let is_compressed = |entry: &RawL2Entry| {
+                matches!(L2Entry::decode(*entry, &self.geometry, self.version), Ok(L2Entry::Compressed(_)))
+            };
+            if table.iter().any(is_compressed) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Has every snapshot state the size of its disk, which in version 2 is that of the image.
     pub(super) fn state_snapshot_sizes(&self) -> Result<()> {
         let states = |extra: &crate::format::qcow2::SnapshotExtra| {

@@ -82,7 +82,7 @@ pub use amend::AmendOptions;
 pub(crate) use bitmaps::read_bitmap_directory;
 pub use bitmaps::{BitmapInfo, BitmapRanges, NewBitmap, Recording};
 pub(crate) use create::create;
-pub(crate) use encryption::{read_luks, unlock};
+pub(crate) use encryption::{luks_place, unlock};
 pub(crate) use guest_data::DataOptions;
 pub(crate) use open::Qcow2Options;
 pub(crate) use snapshot_table::read_snapshots;

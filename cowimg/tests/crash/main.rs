@@ -14,6 +14,7 @@ mod faults;
 mod files;
 mod history;
 mod job;
+mod keys;
 mod kinds;
 mod known;
 mod lab;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `algorithm` | the names of ciphers, modes, initialisation vectors and hashes |
 //! | `sector` | sectors in, sectors out: [`SectorCipher`] |
+//! | `passphrase` | what a user knows |
 //! | `kdf` | from passphrase to key, and how long that takes |
 //! | `stripes` | the volume key spread over a slot's material |
 //! | `volume` | LUKS: making a volume, unlocking it, its key slots |
@@ -12,12 +13,14 @@
 
 mod algorithm;
 mod kdf;
+mod passphrase;
 mod sector;
 mod stripes;
 pub(crate) mod volume;
 
 pub(crate) use algorithm::Scheme;
 pub use algorithm::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerator};
+pub use passphrase::Passphrase;
 pub(crate) use sector::SectorCipher;
 
 /// Why something could not be encrypted, decrypted or unlocked.

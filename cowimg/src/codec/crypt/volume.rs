@@ -153,6 +153,11 @@ impl Volume {
         Ok(material)
     }
 
+    /// Makes slot `index` (below [`KEY_SLOTS`]) free. Its material is the caller's to overwrite.
+    pub(crate) fn clear_slot(&mut self, index: usize) {
+        self.header.slots[index] = KeySlot::free(self.header.slots[index].material);
+    }
+
     /// What the data is encrypted with.
     pub(crate) fn cipher(&self, key: &VolumeKey) -> Result<SectorCipher, CryptError> {
         SectorCipher::new(self.scheme, &key.0)
