@@ -30,7 +30,7 @@ amend -f qcow2 -o lazy_refcounts plain.qcow2
 amend -f qcow2 -o compat=1.1,lazy_refcounts=on v2.qcow2
 amend -f qcow2 -o compat=0.10,lazy_refcounts=off odd.qcow2
 amend -f qcow2 -o compat=0.10,lazy_refcounts=on odd.qcow2
-! qemu-img create -q -f qcow2 -o compression_type=zstd fresh.qcow2 1M ; amend -f qcow2 -o compat=v2 fresh.qcow2 ; info fresh.qcow2
+! qemu-img create -q -f qcow2 -o compression_type=zstd fresh.qcow2 1M ; amend -f qcow2 -o compat=v2 fresh.qcow2 ; info fresh.qcow2  # layout: what a new header says comes from another file
 ! qemu-io -c 'write 0 4M' zstd.qcow2 ; amend -f qcow2 -o compat=v2 zstd.qcow2 ; ! qemu-img resize -q zstd.qcow2 5M && qemu-io -c 'write -c 4M 64k' zstd.qcow2 ; check -q zstd.qcow2
 amend -f qcow2 -o refcount_bits=1 plain.qcow2
 amend -f qcow2 -o refcount_bits=8 plain.qcow2

@@ -93,8 +93,8 @@ fn opens(storage: &Arc<dyn Storage>, text: &str) -> bool {
     }
 }
 
-fn amend(storage: Arc<dyn Storage>, step: &Step) -> cowimg::Result<()> {
-    let mut image = open(&storage, step.before[0], Access::ReadWrite)?;
+fn amend(storage: &Arc<dyn Storage>, step: &Step) -> cowimg::Result<()> {
+    let mut image = open(storage, step.before[0], Access::ReadWrite)?;
     let key_slots = Some(step.change.clone());
     let wanted = AmendOptions { key_slots, key_loss: step.loss, ..AmendOptions::default() };
     image.amend(&wanted, &Control::default())?;
@@ -120,7 +120,8 @@ fn an_image_has_a_key_slot_that_opens_it_whenever_the_power_fails() {
     let mut dice = Dice(71);
     for (nth, step) in steps().iter().enumerate() {
         let storage = Arc::new(FaultyStorage::new(start.clone()));
-        amend(storage.clone(), step).unwrap_or_else(|error| panic!("step {nth}: {error}"));
+        let shared: Arc<dyn Storage> = storage.clone();
+        amend(&shared, step).unwrap_or_else(|error| panic!("step {nth}: {error}"));
         for moment in 0..=storage.log_len() {
             // Each state costs the derivation of many keys: not all choices.
             for choice in choices(&mut dice, storage.unsynced_at(moment)).into_iter().skip(1).take(3) {
@@ -133,7 +134,8 @@ fn an_image_has_a_key_slot_that_opens_it_whenever_the_power_fails() {
         for change in 0.. {
             let storage = Arc::new(FaultyStorage::new(start.clone()));
             storage.inject(Fault::error(std::io::ErrorKind::Other).on(&changes).after(change));
-            let done = amend(storage.clone(), step);
+            let shared: Arc<dyn Storage> = storage.clone();
+            let done = amend(&shared, step);
             storage.clear_faults();
             judge(storage.crash(CrashChoice::All), step, &format!("step {nth}, change {change} failed"));
             states += 1;
