@@ -16,6 +16,7 @@ new small.qcow2 1M
 pub(crate) const FORMS: Table = Table {
     images: &[CHAIN, KINDS, SNAPSHOTS, BITMAPS, TARGETS],
     rows: r#"
+convert -p -c -f raw -O raw -o cluster_size=4k base.img out.img
 convert base.img z
 convert top.qcow2 z
 convert -O raw top.qcow2 z

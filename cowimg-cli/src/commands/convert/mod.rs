@@ -160,12 +160,6 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
         output::create::options_help(format, options_of(format), console)?;
         return Ok(ExitCode::Success);
     }
-    if args.compress && !args.no_create && format != Format::Qcow2 {
-        return Err(cannot_be_compressed(format));
-    }
-    if args.bitmaps && !args.no_create && format != Format::Qcow2 {
-        return Err(cannot_have_bitmaps(format));
-    }
     let Some((target, sources)) = args.files.split_last() else {
         return Err(Failure::usage("which image is to be read, and which written?"));
     };
@@ -173,6 +167,12 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
     args.objects.register()?;
     let display = Shown { display: Display::start(wanted(args)), quiet: args.quiet };
+    if args.compress && !args.no_create && format != Format::Qcow2 {
+        return Err(cannot_be_compressed(format));
+    }
+    if args.bitmaps && !args.no_create && format != Format::Qcow2 {
+        return Err(cannot_have_bitmaps(format));
+    }
     let sources = sources
         .iter()
         .map(|name| source_opening(args, console.manner).read(name))
