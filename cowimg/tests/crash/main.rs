@@ -20,6 +20,7 @@ mod known;
 mod lab;
 #[path = "../qemu_tools/mod.rs"]
 mod qemu_tools;
+mod repair;
 mod resize;
 mod snapshots;
 mod soak;

@@ -9,6 +9,7 @@ use super::{img, io};
 pub(crate) struct Sound {
     pub(crate) kind: Kind,
     pub(crate) bytes: Vec<u8>,
+    cluster: u64,
 }
 
 /// Kinds of images, each with data that a snapshot shares in part, zero and compressed clusters.
@@ -46,31 +47,39 @@ const BACKING: &str = "base.raw";
 pub(crate) const BACKING_BYTE: u8 = 9;
 
 impl Sound {
-    /// Makes the image at `path` with real tools.
+    /// Makes an image of 32 clusters of 64 KiB at `path` with real tools.
     pub(crate) fn make(kind: Kind, path: &Path) -> Sound {
+        Sound::with_clusters(kind, path, 64 << 10)
+    }
+
+    /// The same with clusters of so many bytes; subclusters need 16 KiB.
+    pub(crate) fn with_clusters(kind: Kind, path: &Path, cluster: u64) -> Sound {
         let options = match kind {
-            Kind::Version3 | Kind::Bitmap => "cluster_size=64k",
-            Kind::Version2 => "compat=0.10",
-            Kind::Extended => "extended_l2=on,cluster_size=64k",
+            Kind::Version3 | Kind::Bitmap => format!("cluster_size={cluster}"),
+            Kind::Version2 => format!("compat=0.10,cluster_size={cluster}"),
+            Kind::Extended => format!("extended_l2=on,cluster_size={cluster}"),
             Kind::Backed => {
                 let base = path.with_file_name(BACKING);
-                std::fs::write(&base, vec![BACKING_BYTE; 2 << 20]).expect("the backing file can be written");
-                "cluster_size=64k,backing_file=base.raw,backing_fmt=raw"
+                let bytes = vec![BACKING_BYTE; 32 * cluster as usize];
+                std::fs::write(&base, bytes).expect("the backing file can be written");
+                format!("cluster_size={cluster},backing_file={BACKING},backing_fmt=raw")
             }
         };
-        img(&format!("create -q -f qcow2 -o {options}"), &[path, Path::new("2M")]);
-        io(path, &["write -q -P 5 0 256k".to_owned()]);
+        img(&format!("create -q -f qcow2 -o {options},size={}", 32 * cluster), &[path]);
+        let write = |how: &str, first: u64, clusters: u64| {
+            format!("write -q {how} {} {}", first * cluster, clusters * cluster)
+        };
+        io(path, &[write("-P 5", 0, 4)]);
         if kind == Kind::Bitmap {
             img("bitmap --add", &[path, Path::new("b0")]);
         } else {
             img("snapshot -c one", &[path]);
         }
-        let more = ["write -q -P 6 64k 64k", "write -q -P 7 512k 64k", "write -q -c -P 8 1M 64k"];
-        io(path, &more.map(str::to_owned));
+        io(path, &[write("-P 6", 1, 1), write("-P 7", 8, 1), write("-c -P 8", 16, 1)]);
         if kind != Kind::Version2 {
-            io(path, &["write -q -z 768k 64k".to_owned()]);
+            io(path, &[write("-z", 12, 1)]);
         }
-        Sound { kind, bytes: std::fs::read(path).expect("the image can be read") }
+        Sound { kind, bytes: std::fs::read(path).expect("the image can be read"), cluster }
     }
 
     fn word(&self, at: u64) -> u64 {
@@ -119,7 +128,7 @@ impl Sound {
 
     /// The first cluster behind the file.
     fn end(&self) -> u64 {
-        (self.bytes.len() as u64).next_multiple_of(1 << 16)
+        (self.bytes.len() as u64).next_multiple_of(self.cluster)
     }
 
     fn damage(&self, name: &str, at: u64, with: &[u8], survives: Survives) -> Damage {
@@ -156,7 +165,7 @@ impl Sound {
         let mut all = vec![
             self.long("L2 entry far past the end", l2, COPIED | FAR, Readable),
             self.long("L2 entry just past the end", l2, COPIED | self.end(), Readable),
-            self.long("L2 entry a cluster past the end", l2, COPIED | (self.end() + 0x10000), Readable),
+            self.long("L2 entry a cluster past the end", l2, COPIED | (self.end() + self.cluster), Readable),
             self.long("L2 entry within a cluster", l2, first | 0x200, All),
             self.long("L2 entry with a low reserved bit", l2, first | 2, All),
             self.long("L2 entry with a high reserved bit", l2, first | 1 << 58, All),
@@ -170,7 +179,12 @@ impl Sound {
             self.long("compressed past the end", compressed, 1 << 62 | FAR, Readable),
         ];
         if matches!(self.kind, Kind::Version3 | Kind::Backed) {
-            all.push(self.long("kept cluster within a cluster", l2 + 12 * size, 0x5_0201, All));
+            all.push(self.long(
+                "kept cluster within a cluster",
+                l2 + 12 * size,
+                5 * self.cluster + 0x201,
+                All,
+            ));
         }
         if self.kind == Kind::Extended {
             let words = self.word(l2 + 8);
@@ -223,7 +237,7 @@ impl Sound {
             self.long("refcount table at the L1 table", 48, self.l1(), All),
             self.long("refcount table at an L2 table", 48, self.l2(), All),
         ];
-        for cluster in 0..self.bytes.len().div_ceil(1 << 16) as u64 {
+        for cluster in 0..(self.bytes.len() as u64).div_ceil(self.cluster) {
             let refcount = if cluster % 2 == 0 { 0 } else { 200 };
             let name = format!("refcount of cluster {cluster} is {refcount}");
             all.push(self.damage(&name, block + 2 * cluster, &[0, refcount], All));
@@ -290,7 +304,7 @@ impl Sound {
             self.damage("bitmap of impossible granularity", directory + 17, &[60], All),
             self.damage("bitmap with a long name", directory + 18, &[0xff, 0xff], All),
             self.long("bitmap table entry past the end", table, FAR, All),
-            self.long("bitmap table entry within a cluster", table, 0x5_0200, All),
+            self.long("bitmap table entry within a cluster", table, 5 * self.cluster + 0x200, All),
             self.long("bitmap table entry with a reserved bit", table, 1 << 60, All),
         ]
     }

@@ -83,14 +83,13 @@ fn change_piece(
     changed
 }
 
-/// Where refcount block `index` is, if it is nothing else besides and lies in the file as a whole.
+/// Where refcount block `index` is, if it is nothing else besides. The file may end within it.
 fn sound_block(examined: &Examined<'_>, index: u64) -> Option<u64> {
     let Examined { subject, ledger, stored, .. } = examined;
     let geometry = subject.geometry;
     let Block::At(host) = stored.block(index) else { return None };
     let entry = *stored.table().get(usize::try_from(index).ok()?)?;
-    let is_whole = host.checked_add(geometry.cluster_size())? <= subject.file_len;
     let is_alone = ledger.references.get(geometry.host_cluster(HostOffset(host)).get()) == 1;
-    let is_sound = is_whole && is_alone && refcounts::table_entry_reserved_bits(entry) == 0;
+    let is_sound = host < subject.file_len && is_alone && refcounts::table_entry_reserved_bits(entry) == 0;
     is_sound.then_some(host)
 }

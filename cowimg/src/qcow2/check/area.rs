@@ -16,6 +16,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Examined;
+use super::entry_walk::fix_table;
+use super::mend::Mender;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{Header, HostCluster, HostOffset, L2Entry, header_fields, refcounts};
 use crate::storage::StorageExt;
@@ -25,6 +27,8 @@ use crate::storage::StorageExt;
 enum Content {
     /// What this cluster of the file holds.
     CopyOf(u64),
+    /// What this cluster holds as an L2 table, its entries mended.
+    TableOf(u64),
     /// These bytes, then zeroes.
     Bytes(Vec<u8>),
 }
@@ -61,10 +65,19 @@ impl Area {
         self.counts.is_empty()
     }
 
-    /// Takes a cluster for a copy of `cluster`, which `refcount` entries are to refer to.
-    pub(super) fn copy(&mut self, cluster: u64, refcount: u64) -> Option<u64> {
+    /// Takes a cluster for a copy of `cluster`, which `refcount` L2 entries are to refer to.
+    pub(super) fn copy_of_data(&mut self, cluster: u64, refcount: u64) -> Option<u64> {
+        self.copy(Content::CopyOf(cluster), refcount)
+    }
+
+    /// Takes a cluster for a copy of the L2 table `cluster`, which `refcount` L1 entries are to refer to.
+    pub(super) fn copy_of_table(&mut self, cluster: u64, refcount: u64) -> Option<u64> {
+        self.copy(Content::TableOf(cluster), refcount)
+    }
+
+    fn copy(&mut self, content: Content, refcount: u64) -> Option<u64> {
         let place = self.take(1)?;
-        self.pieces.insert(place, Content::CopyOf(cluster));
+        self.pieces.insert(place, content);
         self.counts.insert(place, refcount);
         Some(place)
     }
@@ -89,13 +102,14 @@ impl Area {
     /// Writes the area and the refcounts, and makes the header name them, with the snapshot table as `next` has it.
     pub(super) fn publish(
         mut self,
-        examined: &Examined<'_>,
+        mender: &mut Mender<'_>,
         stored: Kept,
         mut next: Header,
     ) -> Result<Header> {
+        let examined = mender.examined;
         let geometry = examined.subject.geometry;
         let placed = PlacedRefcounts::place(&mut self, examined, stored)?;
-        self.write_pieces(examined)?;
+        self.write_pieces(mender)?;
         self.write_blocks(examined, &placed, stored)?;
         sync(examined)?;
         next.refcount_table = geometry.host_offset(HostCluster(placed.table));
@@ -106,22 +120,22 @@ impl Area {
         Ok(next)
     }
 
-    fn write_pieces(&self, examined: &Examined<'_>) -> Result<()> {
+    fn write_pieces(&self, mender: &mut Mender<'_>) -> Result<()> {
+        let examined = mender.examined;
         let subject = &examined.subject;
-        let cluster_size = subject.geometry.cluster_size();
+        let cluster_size = subject.geometry.cluster_size() as usize;
         for (&place, content) in &self.pieces {
             let bytes = match content {
-                Content::CopyOf(cluster) => {
-                    let mut bytes = vec![0; cluster_size as usize];
-                    let host = subject.geometry.host_offset(HostCluster(*cluster)).get();
-                    subject
-                        .read(&mut bytes, host)
-                        .map_err(|error| Error::io("read a cluster with two owners", error))?;
+                Content::CopyOf(cluster) => read_cluster(examined, *cluster)?,
+                Content::TableOf(cluster) => {
+                    // Mended before anything leads to it: an entry may refer to what is about to change.
+                    let mut bytes = read_cluster(examined, *cluster)?;
+                    fix_table(subject, &mut bytes, mender);
                     bytes
                 }
                 Content::Bytes(bytes) => {
                     let mut bytes = bytes.clone();
-                    bytes.resize(bytes.len().next_multiple_of(cluster_size as usize), 0);
+                    bytes.resize(bytes.len().next_multiple_of(cluster_size), 0);
                     bytes
                 }
             };
@@ -233,6 +247,14 @@ fn used_regions(examined: &Examined<'_>, stored: Kept) -> BTreeSet<u64> {
 fn without_refcounts(examined: &Examined<'_>, cluster: u64) -> u64 {
     let ledger = &examined.ledger;
     ledger.references.get(cluster).saturating_sub(ledger.refcounts.get(cluster))
+}
+
+fn read_cluster(examined: &Examined<'_>, cluster: u64) -> Result<Vec<u8>> {
+    let geometry = examined.subject.geometry;
+    let mut bytes = vec![0; geometry.cluster_size() as usize];
+    let read = examined.subject.read(&mut bytes, geometry.host_offset(HostCluster(cluster)).get());
+    read.map_err(|error| Error::io("read a cluster with two owners", error))?;
+    Ok(bytes)
 }
 
 fn no_room() -> Error {

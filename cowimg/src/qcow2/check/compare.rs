@@ -32,6 +32,7 @@ pub(super) fn refcount_blocks(subject: &Subject<'_>, stored: &StoredRefcounts<'_
         if cluster >= ledger.references.clusters() {
             let why = "the refcount block lies past the end of the file";
             ledger.needs_rebuild = true;
+            ledger.remember_past_end(host.0, geometry.cluster_size());
             ledger.report(Finding::RefcountTableEntry { index, entry, why });
             continue;
         }

@@ -83,7 +83,8 @@ impl Walk<'_> {
                 self.write(host, &fixed.to_be_bytes());
             }
             if let Ok(L1Entry { table: Some(table) }) = L1Entry::decode(now, &subject.geometry)
-                && table.host.get() < subject.file_len
+                // What lies past the end that was examined is a copy, which was mended before.
+                && table.host.get() < self.examined.subject.file_len
             {
                 let known = self.collected.entry(table.host.get()).or_insert(tree);
                 *known = tree.max(*known);
@@ -107,18 +108,10 @@ impl Walk<'_> {
     }
 
     fn l2_table(&mut self, host: u64, bytes: &[u8], tree: Tree) {
-        let extended = self.subject.header.incompatible.contains(Incompatible::EXTENDED_L2);
-        let entry_size: usize = if extended { 16 } else { 8 };
-        for (at, entry) in (host..).step_by(entry_size).zip(bytes.chunks_exact(entry_size)) {
-            let (raw, subclusters) = entry.split_at(8);
-            let raw = u64::from_be_bytes(raw.try_into().expect("entries have at least eight bytes"));
-            let subclusters = subclusters.try_into().map_or(0, u64::from_be_bytes);
-            if raw == 0 && subclusters == 0 {
-                continue;
-            }
-            if let Some(fixed) = self.fixer.l2(Words { raw, subclusters }, tree) {
-                let both = [fixed.raw.to_be_bytes(), fixed.subclusters.to_be_bytes()].concat();
-                self.write(at, &both[..entry_size]);
+        let subject = self.subject;
+        for (at, entry) in entries(&subject, bytes) {
+            if let Some(fixed) = self.fixer.l2(entry, tree) {
+                self.write(host + at, &encoded(&subject, fixed));
             }
             if self.failed.is_some() {
                 return;
@@ -132,6 +125,39 @@ impl Walk<'_> {
             Err(error) => self.failed = Some(Error::io("write the repaired metadata", error)),
         }
     }
+}
+
+/// Fixes the entries of an L2 table in memory.
+pub(super) fn fix_table(subject: &Subject<'_>, bytes: &mut [u8], fixer: &mut dyn EntryFixer) {
+    let old = bytes.to_vec();
+    for (at, entry) in entries(subject, &old) {
+        if let Some(fixed) = fixer.l2(entry, Tree::Active) {
+            let encoded = encoded(subject, fixed);
+            bytes[at as usize..at as usize + encoded.len()].copy_from_slice(&encoded);
+        }
+    }
+}
+
+fn entry_size(subject: &Subject<'_>) -> usize {
+    if subject.header.incompatible.contains(Incompatible::EXTENDED_L2) { 16 } else { 8 }
+}
+
+/// The entries of an L2 table that are not all zeroes, with their places.
+fn entries(subject: &Subject<'_>, bytes: &[u8]) -> impl Iterator<Item = (u64, Words)> {
+    let size = entry_size(subject);
+    let words = bytes.chunks_exact(size).map(|entry| {
+        let (raw, subclusters) = entry.split_at(8);
+        let raw = u64::from_be_bytes(raw.try_into().expect("entries have at least eight bytes"));
+        Words { raw, subclusters: subclusters.try_into().map_or(0, u64::from_be_bytes) }
+    });
+    let placed = (0..).step_by(size).zip(words);
+    placed.filter(|(_, entry)| entry.raw != 0 || entry.subclusters != 0)
+}
+
+fn encoded(subject: &Subject<'_>, entry: Words) -> Vec<u8> {
+    let mut bytes = [entry.raw.to_be_bytes(), entry.subclusters.to_be_bytes()].concat();
+    bytes.truncate(entry_size(subject));
+    bytes
 }
 
 impl EntryFixer for Mender<'_> {

@@ -158,7 +158,8 @@ impl Ledger {
         self.past_end.len() >= MAX_PAST_END
     }
 
-    fn remember_past_end(&mut self, host: u64, len: u64) {
+    /// Remembers that something refers to clusters past the end of the file.
+    pub(super) fn remember_past_end(&mut self, host: u64, len: u64) {
         let first = host >> self.cluster_bits;
         let last = host.saturating_add(len.saturating_sub(1)) >> self.cluster_bits;
         for cluster in first..=last.min(first.saturating_add(MAX_PAST_END as u64)) {

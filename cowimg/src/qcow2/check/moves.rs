@@ -26,17 +26,17 @@ impl Moves {
             let tables = ledger.l2_tables.get(cluster);
             let data = ledger.references.get(cluster).saturating_sub(structures).saturating_sub(tables);
             if tables > 0 {
-                moves.tables.insert(cluster, area.copy(cluster, tables)?);
+                moves.tables.insert(cluster, area.copy_of_table(cluster, tables)?);
             }
             if data > 0 {
-                moves.data.insert(cluster, area.copy(cluster, data)?);
+                moves.data.insert(cluster, area.copy_of_data(cluster, data)?);
             }
         }
         for cluster in ledger.l2_tables.counted(all) {
             let tables = ledger.l2_tables.get(cluster);
             let others = ledger.references.get(cluster).saturating_sub(ledger.refcounts.get(cluster));
             if ledger.fixed.get(cluster) == 0 && others > tables {
-                moves.tables.insert(cluster, area.copy(cluster, tables)?);
+                moves.tables.insert(cluster, area.copy_of_table(cluster, tables)?);
             }
         }
         Some(moves)

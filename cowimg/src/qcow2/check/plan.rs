@@ -51,7 +51,7 @@ pub fn plan_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairPlan>
     let examined = examine(storage, &header, &damage)?;
     let mut area = Area::new(&examined);
     let moves = Moves::plan(&examined.ledger, &mut area).unwrap_or_default();
-    let snapshots = MendedSnapshots::plan(&examined, &mut area);
+    let snapshots = MendedSnapshots::plan(&examined, &mut area, &moves);
     let mut planner = Planner {
         repair,
         examined: &examined,

@@ -135,22 +135,23 @@ fn mend_once(examined: &Examined<'_>) -> Result<bool> {
     if !room_for_copies {
         area = Area::new(examined);
     }
-    let snapshots = MendedSnapshots::plan(examined, &mut area);
+    let snapshots = MendedSnapshots::plan(examined, &mut area, &moves);
     let placed = snapshots.as_ref().and_then(|mended| mended.place(examined, &mut area, &mut next));
     if snapshots.is_some() && placed.is_none() {
         return Err(Error::unsupported("there is no room for a new snapshot table"));
     }
+    let mut mender = Mender::new(examined, &moves);
     let is_new = examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some();
     if is_new {
         let found_l1 = snapshots.as_ref().is_some_and(|mended| mended.found_l1);
         let kept = if found_l1 { Kept::AsStored } else { Kept::AsFound };
-        next = area.publish(examined, kept, next)?;
+        next = area.publish(&mut mender, kept, next)?;
     }
     if examined.ledger.issues.damaged.bitmaps {
         next.autoclear = next.autoclear.without(Autoclear::BITMAPS);
     }
     let subject = Subject::new(storage, &next)?;
-    let mut changed = walk(subject, examined, &mut Mender::new(examined, &moves))?;
+    let mut changed = walk(subject, examined, &mut mender)?;
     changed += bitmaps::mark_dirty(&subject, &examined.ledger)?;
     if changed > 0 {
         sync(storage)?;

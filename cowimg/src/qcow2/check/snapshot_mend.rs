@@ -10,6 +10,7 @@ use super::Examined;
 use super::area::{Area, host_of};
 use super::issue::Finding;
 use super::ledger::Ledger;
+use super::moves::Moves;
 use super::remedy::Remedy;
 use super::sites::SnapshotProblem;
 use super::stored::StoredRefcounts;
@@ -43,9 +44,10 @@ impl MendedSnapshots {
         ledger.issues.damaged.snapshots || structures.any(|cluster| ledger.fixed.get(cluster) > 1)
     }
 
-    /// What the snapshot table is to be; `None` where it may stay.
-    pub(super) fn plan(examined: &Examined<'_>, area: &mut Area) -> Option<MendedSnapshots> {
-        if !MendedSnapshots::is_needed(&examined.ledger) {
+    /// What the snapshot table is to be; `None` where it may stay. Where clusters are to be copied it may be the table
+    /// that claims too much.
+    pub(super) fn plan(examined: &Examined<'_>, area: &mut Area, moves: &Moves) -> Option<MendedSnapshots> {
+        if !MendedSnapshots::is_needed(&examined.ledger) && moves.is_empty() {
             return None;
         }
         let (host, count) = examined.damage.snapshots.unwrap_or_else(|| {
@@ -106,25 +108,25 @@ impl MendedSnapshots {
 
 /// Reads entries one after the other.
 struct Reader<'a> {
+    examined: &'a Examined<'a>,
     window: Window<'a>,
     at: u64,
-    file_len: u64,
 }
 
 impl<'a> Reader<'a> {
-    fn new(examined: &Examined<'a>, at: u64) -> Reader<'a> {
-        Reader { window: Window::new(examined.subject), at, file_len: examined.subject.file_len }
+    fn new(examined: &'a Examined<'a>, at: u64) -> Reader<'a> {
+        Reader { examined, window: Window::new(examined.subject), at }
     }
 
     /// The next entry, and whether it is what is stored; `None` where nothing can be read as one.
     fn next(&mut self) -> Option<(Snapshot, bool)> {
-        if self.at == 0 || self.at >= self.file_len {
+        if self.at == 0 || self.at >= self.examined.subject.file_len {
             return None;
         }
         let bytes = self.window.at(self.at, Snapshot::MAX_LEN as u64).ok()?.to_vec();
         let stored = Snapshot::decode(&bytes).ok();
         let usual = || USUAL_EXTRA.into_iter().find_map(|len| with_extra(&bytes, len)).filter(is_named);
-        let (snapshot, used, as_stored) = match stored {
+        let (mut snapshot, used, mut as_stored) = match stored {
             Some((snapshot, used)) if is_named(&(snapshot.clone(), used)) => (snapshot, used, true),
             stored => {
                 let long = self.with_long_extra(&bytes).filter(is_named);
@@ -135,8 +137,14 @@ impl<'a> Reader<'a> {
         if snapshot.l1_table.get() == 0 && snapshot.l1_entries == 0 {
             return None;
         }
-        self.at += used as u64;
-        Some((snapshot, as_stored))
+        // Names end at the first zero, which none has that a tool wrote.
+        if let Some(end) = snapshot.name.iter().position(|&byte| byte == 0) {
+            snapshot.name.truncate(end);
+            as_stored = false;
+        }
+        let is_whole = self.examined.ledger.is_within_file(self.at, used as u64);
+        self.at = if is_whole { self.at + used as u64 } else { u64::MAX };
+        Some((snapshot, as_stored && is_whole))
     }
 
     /// The entry that starts with `bytes`, if it has more extra data than it may, without what nobody knows of it.
