@@ -6,7 +6,9 @@ mod qemu_tools;
 use std::path::Path;
 use std::sync::Arc;
 
-use cowimg::check::{Repair, RepairReport, check_storage, plan_storage, repair_storage};
+use cowimg::check::{
+    Finding, L1Problem, L2Problem, Repair, RepairReport, check_storage, plan_storage, repair_storage,
+};
 use cowimg::storage::{MemoryStorage, Storage};
 use cowimg::{FilePolicy, Format, Image, SnapshotSelector};
 use qemu_tools::damage::{BACKING_BYTE, Damage, Kind, Sound, Survives};
@@ -171,5 +173,39 @@ fn leaks_alone_are_given_back_where_nothing_else_is_wrong() {
             Image::options().format(Format::Qcow2).open_storage(storage).ok().map(|image| pieces(&image))
         };
         assert!(open(bytes) == open(storage.to_vec()), "{name}: the disk differs");
+    }
+}
+
+/// What a dirty image gets before it is written: no entry of a table is given up without a word.
+#[test]
+fn refcounts_are_made_right_and_tables_stay_as_they_are() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    let sound = Sound::make(Kind::Version3, &path);
+    let damages = sound.damages();
+    let named = |name: &str| {
+        let damage = damages.iter().find(|damage| damage.name.ends_with(name));
+        damage.unwrap_or_else(|| panic!("there is no damage {name:?}"))
+    };
+    for name in ["no refcount block", "refcount block at an L2 table", "refcount table within a cluster"] {
+        let storage = MemoryStorage::with_bytes(&named(name).bytes);
+        let report = repair_storage(&storage, Repair::Refcounts).expect("it can be repaired");
+        assert!(report.after.is_clean(), "{name}: {:?}", report.after);
+    }
+    for name in ["L2 entry far past the end", "L1 entry within a cluster"] {
+        let storage = MemoryStorage::with_bytes(&named(name).bytes);
+        let plan = plan_storage(&storage, Repair::Refcounts).expect("it can be planned");
+        let report = repair_storage(&storage, Repair::Refcounts).expect("it can be repaired");
+        assert_eq!(report.before, plan.report, "{name}");
+        let is_entry = |finding: &Finding| {
+            matches!(
+                finding,
+                Finding::L1Entry { problem: L1Problem::Unaligned, .. }
+                    | Finding::L2Entry { problem: L2Problem::PastEnd { .. }, .. }
+            )
+        };
+        let after = &report.after.issues;
+        assert!(after.iter().any(|issue| is_entry(&issue.finding)), "{name}: {after:?}");
+        assert_eq!(report.leaks_fixed, 0, "{name}: it may be what the entry refers to");
     }
 }

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-use cowimg::check::{CheckReport, CheckedFile, Repair};
-use cowimg::{Access, CacheMode, Format};
+use cowimg::check::{CheckReport, CheckedFile, Repair, RepairPlan, RepairReport};
+use cowimg::progress::Control;
+use cowimg::{Access, CacheMode, ErrorKind, Format};
 
 use crate::args::cache_mode::parse_cache_mode;
 use crate::args::image_name::ImageName;
@@ -13,10 +14,12 @@ use crate::cli::OURS;
 use crate::colour::{Meaning, painted_on_stdout};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note_plain, warn};
+use crate::failure::{Failure, note_plain, os_message, warn};
+use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output::check::{self, CheckSummary};
 use crate::output::repair_plan;
+use crate::progress_bar::{Display, Wanted};
 
 /// Look for contradictions and wasted space in an image
 ///
@@ -53,24 +56,21 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let image = args.source.name()?.cached(args.cache);
     let mut file = open(args, &image, out)?;
-    if let (true, Some(repair)) = (args.dry_run, args.repair) {
-        let plan = file.plan(repair)?;
-        if !args.quiet {
-            match args.report.format() {
-                ReportFormat::Human => repair_plan::human(&plan, out)?,
-                ReportFormat::Json => {
-                    repair_plan::json(&plan, args.source.given().as_bytes()).write_document(out)?;
-                }
-            }
-        }
-        return Ok(exit_code(&plan.report));
-    }
-    let (report, fixed) = match args.repair {
-        None => (file.check()?, (0, 0)),
-        Some(repair) => {
-            let repaired = file.repair(repair)?;
+    let found = look(args, &mut file)?;
+    let (report, fixed) = match found {
+        Found::Checked(report) => (report, (0, 0)),
+        Found::Repaired(repaired) => {
             list_findings(&repaired.before);
             (repaired.after, (repaired.leaks_fixed, repaired.corruptions_fixed))
+        }
+        Found::Planned(plan) => {
+            let name = args.source.given().as_bytes();
+            match args.report.format() {
+                _ if args.quiet => {}
+                ReportFormat::Human => repair_plan::human(&plan, out)?,
+                ReportFormat::Json => repair_plan::json(&plan, name).write_document(out)?,
+            }
+            return Ok(exit_code(&plan.report));
         }
     };
     if args.repair.is_none() || fixed != (0, 0) {
@@ -84,6 +84,32 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         }
     }
     Ok(exit_code(&report))
+}
+
+/// What was asked for.
+enum Found {
+    Checked(CheckReport),
+    Planned(RepairPlan),
+    Repaired(RepairReport),
+}
+
+/// Does the work, under a bar where it lasts. It can be stopped as long as nothing has been changed.
+fn look(args: &Args, file: &mut CheckedFile) -> Result<Found, Failure> {
+    let interrupt = Interrupt::listen()
+        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let display = Display::start(if args.quiet { Wanted::Nothing } else { Wanted::Bar });
+    let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
+    let found = match args.repair {
+        None => file.check(&control).map(Found::Checked),
+        Some(repair) if args.dry_run => file.plan(repair, &control).map(Found::Planned),
+        Some(repair) => file.repair(repair, &control).map(Found::Repaired),
+    };
+    let found = found.map_err(|error| match (error.kind(), interrupt.signal()) {
+        (ErrorKind::Cancelled, Some(signal)) => Failure::stopped(signal, "stopped; nothing was changed"),
+        _ => error.into(),
+    })?;
+    display.finish();
+    Ok(found)
 }
 
 /// Opens the image, and what it is of no use without: where that cannot be had the strict manner gives up, as qemu-img

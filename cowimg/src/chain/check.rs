@@ -8,8 +8,9 @@ use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
 use crate::error::{Error, Result};
 use crate::format::probe::Format;
+use crate::progress::Control;
 use crate::qcow2::check::{
-    CheckReport, Repair, RepairPlan, RepairReport, check_storage, plan_storage, repair_storage,
+    CheckReport, Repair, RepairPlan, RepairReport, check_storage_with, plan_storage_with, repair_storage_with,
 };
 use crate::storage::{Access, Storage};
 
@@ -49,19 +50,20 @@ impl CheckedFile {
     }
 
     /// Checks the image's metadata. Fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a raw image,
-    /// which has none.
-    pub fn check(&self) -> Result<CheckReport> {
-        self.with_storage(check_storage)
+    /// which has none, and with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) when `control` says so.
+    pub fn check(&self, control: &Control<'_>) -> Result<CheckReport> {
+        self.with_storage(|storage| check_storage_with(storage, control))
     }
 
-    /// What [`CheckedFile::repair`] would do; see [`plan_storage`].
-    pub fn plan(&self, repair: Repair) -> Result<RepairPlan> {
-        self.with_storage(|storage| plan_storage(storage, repair))
+    /// What [`CheckedFile::repair`] would do; see [`plan_storage`](crate::check::plan_storage).
+    pub fn plan(&self, repair: Repair, control: &Control<'_>) -> Result<RepairPlan> {
+        self.with_storage(|storage| plan_storage_with(storage, repair, control))
     }
 
-    /// Checks the image and repairs what can be repaired: see [`repair_storage`].
-    pub fn repair(&mut self, repair: Repair) -> Result<RepairReport> {
-        self.with_storage(|storage| repair_storage(storage, repair))
+    /// Checks the image and repairs what can be repaired: see [`repair_storage`](crate::check::repair_storage). It can be
+    /// cancelled before the first change, and not after it.
+    pub fn repair(&mut self, repair: Repair, control: &Control<'_>) -> Result<RepairReport> {
+        self.with_storage(|storage| repair_storage_with(storage, repair, control))
     }
 
     fn with_storage<T>(&self, work: impl FnOnce(&dyn Storage) -> Result<T>) -> Result<T> {
@@ -79,11 +81,12 @@ impl CheckedFile {
 /// Checks the metadata of the image at `path`; its backing file is not opened. Only for formats that have metadata: for
 /// a raw image it fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
 pub fn check_file(path: impl AsRef<Path>, options: &OpenOptions) -> Result<CheckReport> {
-    CheckedFile::open(path, options, Access::ReadOnly)?.check()
+    CheckedFile::open(path, options, Access::ReadOnly)?.check(&Control::default())
 }
 
-/// Checks the image at `path` and repairs what can be repaired: see [`repair_storage`]. Takes the locks of a writer.
+/// Checks the image at `path` and repairs what can be repaired: see
+/// [`repair_storage`](crate::check::repair_storage). Takes the locks of a writer.
 /// The backing file is not opened. Fails as [`check_file`] does, and where the file cannot be written.
 pub fn repair_file(path: impl AsRef<Path>, options: &OpenOptions, repair: Repair) -> Result<RepairReport> {
-    CheckedFile::open(path, options, Access::ReadWrite)?.repair(repair)
+    CheckedFile::open(path, options, Access::ReadWrite)?.repair(repair, &Control::default())
 }

@@ -252,12 +252,13 @@ fn refuse_unsupported(header: &Header, data: &DataOptions) -> Result<()> {
 }
 
 /// An image that was not closed after it was written with lazy refcounts gets them right before it is written again (W6).
+/// Damaged tables are not touched: what becomes of them is for somebody to decide who has asked for a repair.
 fn without_dirt(storage: &dyn Storage, header: Header) -> Result<Header> {
     let is_marked = |mark| header.incompatible.contains(mark);
     if !is_marked(Incompatible::DIRTY) || is_marked(Incompatible::CORRUPT) || storage.is_read_only() {
         return Ok(header);
     }
-    repair_storage(storage, Repair::All)?;
+    repair_storage(storage, Repair::Refcounts)?;
     Qcow2::read_header(storage)
 }
 

@@ -52,9 +52,11 @@ pub(super) fn compare(subject: &Subject<'_>, stored: &StoredRefcounts<'_>, ledge
     let mut comparison = Comparison { subject, highest: 0 };
     let clusters = ledger.references.clusters();
     let per_block = subject.geometry.refcounts_per_block();
-    for index in 0..stored.table().len() as u64 {
+    let blocks = (stored.table().len() as u64).min(clusters.div_ceil(per_block));
+    ledger.expect(blocks * subject.geometry.cluster_size());
+    for index in 0..blocks {
         let first = index * per_block;
-        if first >= clusters {
+        if !ledger.advance(subject, subject.geometry.cluster_size()) {
             break;
         }
         let range = first..clusters.min(first + per_block);

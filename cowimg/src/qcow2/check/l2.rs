@@ -118,7 +118,13 @@ impl<'a> L2Tables<'a> {
     }
 
     fn read_collected(&mut self, ledger: &mut Ledger) {
-        for (host, uses) in std::mem::take(&mut self.collected) {
+        let collected = std::mem::take(&mut self.collected);
+        let table_len = self.buf.len() as u64;
+        ledger.expect(table_len * collected.len() as u64);
+        for (host, uses) in collected {
+            if !ledger.advance(&self.subject, table_len) {
+                return;
+            }
             if self.is_one_too_many(host) {
                 let error = io::Error::other("too many tables do not start at a cluster boundary");
                 ledger.unreadable("an L2 table", host, &error);

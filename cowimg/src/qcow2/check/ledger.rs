@@ -9,6 +9,7 @@ use super::references::References;
 use super::sites::Structure;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{Geometry, Header, Incompatible};
+use crate::progress::Control;
 use crate::storage::{Storage, StorageExt, StorageExtentKind};
 
 /// The image under check. Nothing in here changes while it is checked.
@@ -18,12 +19,18 @@ pub(super) struct Subject<'a> {
     pub(super) header: &'a Header,
     pub(super) geometry: Geometry,
     pub(super) file_len: u64,
+    /// Who wants to know how far the check is, and may end it.
+    pub(super) control: &'a Control<'a>,
 }
 
 impl<'a> Subject<'a> {
-    pub(super) fn new(storage: &'a dyn Storage, header: &'a Header) -> Result<Subject<'a>> {
+    pub(super) fn new(
+        storage: &'a dyn Storage,
+        header: &'a Header,
+        control: &'a Control<'a>,
+    ) -> Result<Subject<'a>> {
         let file_len = storage.len().map_err(|e| Error::io("get the length of the image", e))?;
-        Ok(Subject { storage, header, geometry: header.geometry(), file_len })
+        Ok(Subject { storage, header, geometry: header.geometry(), file_len, control })
     }
 
     /// Whether guest data is in a file of its own, whose clusters have no refcounts.
@@ -82,6 +89,11 @@ pub(super) struct Ledger {
     /// Clusters past the end of the file that something refers to, the nearest ones: a file that grows over them would
     /// give them a meaning.
     pub(super) past_end: BTreeSet<u64>,
+    /// Whether the caller has ended the check: what was found is not all.
+    pub(super) is_cancelled: bool,
+    /// Bytes of tables that have been read, and those that are known to be there.
+    read: u64,
+    to_read: u64,
     cluster_bits: u32,
     file_len: u64,
 }
@@ -98,9 +110,25 @@ impl Ledger {
             complete: true,
             needs_rebuild: false,
             past_end: BTreeSet::new(),
+            is_cancelled: false,
+            read: 0,
+            to_read: 0,
             cluster_bits: subject.geometry.cluster_bits(),
             file_len: subject.file_len,
         })
+    }
+
+    /// Says that so many bytes of tables are still to be read.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        self.to_read = self.to_read.saturating_add(bytes);
+    }
+
+    /// Tells the caller that so many bytes of tables have been read; false once the check is to end.
+    pub(super) fn advance(&mut self, subject: &Subject<'_>, bytes: u64) -> bool {
+        self.read = self.read.saturating_add(bytes);
+        subject.control.report(self.read.min(self.to_read), self.to_read);
+        self.is_cancelled |= subject.control.check().is_err();
+        !self.is_cancelled
     }
 
     /// Records a finding that counts once.

@@ -28,6 +28,7 @@ mod l2;
 mod ledger;
 mod mend;
 mod moves;
+mod phases;
 mod plan;
 mod references;
 mod remedy;
@@ -45,15 +46,16 @@ mod window;
 use self::header_damage::HeaderDamage;
 use self::ledger::{Ledger, Subject};
 use self::stored::StoredRefcounts;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Header;
+use crate::progress::Control;
 use crate::storage::Storage;
 
 pub(crate) use header_damage::read_damaged_header;
 pub use issue::{CheckIssue, Finding, Severity};
-pub use plan::{PlannedStep, RepairPlan, plan_storage};
+pub use plan::{PlannedStep, RepairPlan, plan_storage, plan_storage_with};
 pub use remedy::Remedy;
-pub use repair::{Repair, RepairReport, repair_storage};
+pub use repair::{Repair, RepairReport, repair_storage, repair_storage_with};
 pub use sites::{L1Problem, L1Site, L2Problem, L2Site, SnapshotProblem, Structure};
 
 /// What a check found. Clusters are counted as the image's own, whatever a backing file has.
@@ -105,6 +107,7 @@ fn examine<'a>(
     storage: &'a dyn Storage,
     header: &'a Header,
     damage: &'a HeaderDamage,
+    control: &'a Control<'a>,
 ) -> Result<Examined<'a>> {
     let unknown = header.unknown_incompatible();
     if !unknown.is_empty() {
@@ -113,7 +116,7 @@ fn examine<'a>(
             unknown.join(", ")
         )));
     }
-    let subject = Subject::new(storage, header)?;
+    let subject = Subject::new(storage, header, control)?;
     let mut ledger = Ledger::new(&subject)?;
     let stored = StoredRefcounts::read(subject)?;
     damage.findings.iter().for_each(|finding| ledger.report(finding.clone()));
@@ -124,6 +127,9 @@ fn examine<'a>(
     compare::refcount_blocks(&subject, &stored, &mut ledger);
     let image_end_offset = compare::compare(&subject, &stored, &mut ledger);
 
+    if ledger.is_cancelled {
+        return Err(Error::new(ErrorKind::Cancelled));
+    }
     let report = CheckReport {
         leaks: ledger.issues.leaks,
         corruptions: ledger.issues.corruptions,
@@ -141,6 +147,11 @@ fn examine<'a>(
 /// Checks the qcow2 image in `storage`, as it stands there: what an engine holds back must have been flushed. A header
 /// that says impossible things about refcounts, snapshots or bitmaps is a finding; fails where it cannot be read as one.
 pub fn check_storage(storage: &dyn Storage) -> Result<CheckReport> {
+    check_storage_with(storage, &Control::default())
+}
+
+/// The same for a caller who wants to hear how far it is, in bytes of tables, and who may cancel it.
+pub fn check_storage_with(storage: &dyn Storage, control: &Control<'_>) -> Result<CheckReport> {
     let (header, damage) = header_damage::read(storage)?;
-    Ok(examine(storage, &header, &damage)?.report)
+    Ok(examine(storage, &header, &damage, control)?.report)
 }

@@ -12,6 +12,7 @@ use super::snapshot_mend::{MendedSnapshots, is_about_snapshots};
 use super::{CheckReport, Examined, examine};
 use crate::error::Result;
 use crate::format::qcow2::Incompatible;
+use crate::progress::Control;
 use crate::storage::Storage;
 
 /// A finding, and what a repair would do about it.
@@ -39,7 +40,10 @@ impl CheckIssue {
     fn remedy(&self, planner: &mut Planner<'_>) -> Remedy {
         match planner.repair {
             Repair::Leaks => planner.about_leaks(&self.finding),
-            Repair::All => planner.about_all(&self.finding),
+            Repair::Refcounts if !planner.is_accounting(&self.finding) => {
+                Remedy::Leave { why: "this repair changes refcounts and copied flags, and no more" }
+            }
+            Repair::Refcounts | Repair::All => planner.about_all(&self.finding),
         }
     }
 }
@@ -47,15 +51,21 @@ impl CheckIssue {
 /// Checks the qcow2 image in `storage` and says what [`super::repair_storage`] would do. Nothing is changed. Fails where
 /// the image cannot be checked.
 pub fn plan_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairPlan> {
+    plan_storage_with(storage, repair, &Control::default())
+}
+
+/// The same for a caller who wants to hear how far it is, in bytes of tables, and who may cancel it.
+pub fn plan_storage_with(storage: &dyn Storage, repair: Repair, control: &Control<'_>) -> Result<RepairPlan> {
     let (header, damage) = header_damage::read(storage)?;
-    let examined = examine(storage, &header, &damage)?;
+    let examined = examine(storage, &header, &damage, control)?;
     let mut area = Area::new(&examined);
-    let moves = Moves::plan(&examined.ledger, &mut area).unwrap_or_default();
-    let snapshots = MendedSnapshots::plan(&examined, &mut area, &moves);
+    let mends_tables = repair == Repair::All;
+    let moves = mends_tables.then(|| Moves::plan(&examined.ledger, &mut area)).flatten().unwrap_or_default();
+    let snapshots = mends_tables.then(|| MendedSnapshots::plan(&examined, &mut area, &moves)).flatten();
     let mut planner = Planner {
         repair,
         examined: &examined,
-        is_rebuilt: needs_tables(&examined)
+        is_rebuilt: needs_tables(&examined, repair)
             && (examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some()),
         snapshots,
         mender: Mender::new(&examined, &moves),
@@ -76,6 +86,20 @@ struct Planner<'p> {
 }
 
 impl Planner<'_> {
+    /// Whether a finding is one of refcounts and copied flags.
+    fn is_accounting(&self, finding: &Finding) -> bool {
+        match finding {
+            Finding::Leaked { .. } => self.examined.ledger.issues.is_accounting(),
+            Finding::RefcountTooLow { .. }
+            | Finding::RefcountsUnknown { .. }
+            | Finding::RefcountTableEntry { .. }
+            | Finding::SharedRefcountBlock { .. }
+            | Finding::PastEnd { what: Structure::RefcountTable, .. }
+            | Finding::HeaderField { table: Structure::RefcountTable, .. } => true,
+            finding => finding.is_about_copied(),
+        }
+    }
+
     fn about_leaks(&self, finding: &Finding) -> Remedy {
         let issues = &self.examined.ledger.issues;
         match finding {

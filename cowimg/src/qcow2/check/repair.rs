@@ -23,14 +23,16 @@ use super::header_damage;
 use super::ledger::Subject;
 use super::mend::Mender;
 use super::moves::Moves;
+use super::phases::Phase;
 use super::snapshot_mend::MendedSnapshots;
 use super::{CheckReport, Examined, examine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::header_fields::{self, FieldWrite};
 use crate::format::qcow2::{Autoclear, Header, Incompatible, Version};
+use crate::progress::Control;
 use crate::storage::{Storage, StorageExt};
 
-/// Rounds of mending tables. One is enough for what can be mended at all, a second for what the first has laid open.
+/// Rounds of mending tables: one is enough for what can be mended at all, a second for what the first has laid open.
 const MAX_ROUNDS: usize = 3;
 
 /// What a repair may change.
@@ -38,6 +40,9 @@ const MAX_ROUNDS: usize = 3;
 pub enum Repair {
     /// Refcounts that are too high. Copied flags only where they are all that is wrong.
     Leaks,
+    /// Refcounts, which are built anew where they have no sound place, and copied flags. Tables stay as they are: no entry
+    /// changes what it refers to.
+    Refcounts,
     /// Everything.
     All,
 }
@@ -64,26 +69,39 @@ pub struct RepairReport {
 ///
 /// Fails with [`ErrorKind::ReadOnly`] on a storage that cannot be written, and where the image cannot be checked.
 pub fn repair_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairReport> {
+    repair_storage_with(storage, repair, &Control::default())
+}
+
+/// The same for a caller who wants to hear how far it is, in bytes of tables, and who may cancel it before anything is
+/// changed.
+pub fn repair_storage_with(
+    storage: &dyn Storage,
+    repair: Repair,
+    control: &Control<'_>,
+) -> Result<RepairReport> {
     if storage.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly));
     }
+    let mut walks = Walks { storage, control, done: 0 };
     let (header, damage) = header_damage::read(storage)?;
-    let first = examine(storage, &header, &damage)?;
+    let phase = walks.next();
+    let first_control = Control { cancel: control.cancel, ..phase.control() };
+    let first = examine(storage, &header, &damage, &first_control)?;
     let before = first.report.clone();
     if before.is_clean() && !is_marked(&header) {
         return Ok(RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 });
     }
     let flags_before = first.ledger.issues.copied;
     clear_autoclear(&first, repair)?;
-    let needs_tables = repair == Repair::All && needs_tables(&first);
+    let needs_tables = needs_tables(&first, repair);
     let (leaks_fixed, corruptions_fixed) = if needs_tables {
-        mend_tables(first)?;
+        mend_tables(first, repair, &mut walks)?;
         (0, 0)
     } else {
         change_accounts(&first, repair)?
     };
     // Unbounded work is nowhere in here: each step is one walk.
-    let (now, flags_fixed) = finish(storage, repair)?;
+    let (now, flags_fixed) = finish(&mut walks, repair)?;
     let mut report = RepairReport { before, leaks_fixed, corruptions_fixed, after: now };
     if needs_tables {
         let others_before = report.before.corruptions - flags_before;
@@ -97,9 +115,31 @@ pub fn repair_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairRep
     Ok(report)
 }
 
+/// The walks over the image that a repair makes one after the other.
+struct Walks<'a> {
+    storage: &'a dyn Storage,
+    control: &'a Control<'a>,
+    done: u64,
+}
+
+impl<'a> Walks<'a> {
+    /// How many there mostly are.
+    const USUAL: u64 = 3;
+
+    fn next(&mut self) -> Phase<'a> {
+        self.done += 1;
+        Phase::new(self.control, self.done - 1, Walks::USUAL)
+    }
+}
+
 /// Whether there is more to do than to change refcounts and flags where they stand.
-pub(super) fn needs_tables(examined: &Examined<'_>) -> bool {
+pub(super) fn needs_tables(examined: &Examined<'_>, repair: Repair) -> bool {
     let ledger = &examined.ledger;
+    match repair {
+        Repair::Leaks => return false,
+        Repair::Refcounts => return ledger.needs_rebuild,
+        Repair::All => {}
+    }
     let damaged = ledger.issues.damaged;
     let is_shared = || Moves::plan(ledger, &mut Area::new(examined)).is_none_or(|moves| !moves.is_empty());
     let is_damaged = damaged.entries || damaged.snapshots || damaged.bitmaps;
@@ -107,24 +147,32 @@ pub(super) fn needs_tables(examined: &Examined<'_>) -> bool {
 }
 
 /// Steps 2 and 3, and 4 after them, until nothing more can be done to the tables.
-fn mend_tables(first: Examined<'_>) -> Result<()> {
-    let storage = first.subject.storage;
-    mend_once(&first)?;
+fn mend_tables(first: Examined<'_>, repair: Repair, walks: &mut Walks<'_>) -> Result<()> {
+    let storage = walks.storage;
+    mend_once(&first, repair)?;
     drop(first);
-    for _ in 1..MAX_ROUNDS {
+    for round in 1..=MAX_ROUNDS {
         let (header, damage) = header_damage::read(storage)?;
-        let examined = examine(storage, &header, &damage)?;
-        if !needs_tables(&examined) || !mend_once(&examined)? {
+        let phase = walks.next();
+        let control = phase.control();
+        let examined = examine(storage, &header, &damage, &control)?;
+        let is_last = round == MAX_ROUNDS || !needs_tables(&examined, repair);
+        if is_last || !mend_once(&examined, repair)? {
+            change_accounts(&examined, repair)?;
             break;
         }
     }
-    let (header, damage) = header_damage::read(storage)?;
-    change_accounts(&examine(storage, &header, &damage)?, Repair::All)?;
     Ok(())
 }
 
 /// Steps 2 and 3; returns whether anything was changed.
-fn mend_once(examined: &Examined<'_>) -> Result<bool> {
+fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
+    if repair != Repair::All {
+        let next = examined.subject.header.clone();
+        let moves = Moves::default();
+        Area::new(examined).publish(&mut Mender::new(examined, &moves), Kept::AsFound, next)?;
+        return Ok(true);
+    }
     let storage = examined.subject.storage;
     let mut area = Area::new(examined);
     let mut next = examined.subject.header.clone();
@@ -150,7 +198,7 @@ fn mend_once(examined: &Examined<'_>) -> Result<bool> {
     if examined.ledger.issues.damaged.bitmaps {
         next.autoclear = next.autoclear.without(Autoclear::BITMAPS);
     }
-    let subject = Subject::new(storage, &next)?;
+    let subject = Subject::new(storage, &next, examined.subject.control)?;
     let mut changed = walk(subject, examined, &mut mender)?;
     changed += bitmaps::mark_dirty(&subject, &examined.ledger)?;
     if changed > 0 {
@@ -163,7 +211,9 @@ fn mend_once(examined: &Examined<'_>) -> Result<bool> {
 fn change_accounts(examined: &Examined<'_>, repair: Repair) -> Result<(u64, u64)> {
     let issues = &examined.ledger.issues;
     let raised = match repair {
-        Repair::All if issues.corruptions > 0 => change_refcounts(examined, Direction::Raise)?,
+        Repair::Refcounts | Repair::All if issues.corruptions > 0 => {
+            change_refcounts(examined, Direction::Raise)?
+        }
         _ => 0,
     };
     // What looks leaked may be what a damaged entry refers to.
@@ -176,13 +226,16 @@ fn change_accounts(examined: &Examined<'_>, repair: Repair) -> Result<(u64, u64)
 }
 
 /// Step 5; returns the last check, and how many flags were changed.
-fn finish(storage: &dyn Storage, repair: Repair) -> Result<(CheckReport, u64)> {
+fn finish(walks: &mut Walks<'_>, repair: Repair) -> Result<(CheckReport, u64)> {
+    let storage = walks.storage;
     let (header, damage) = header_damage::read(storage)?;
-    let examined = examine(storage, &header, &damage)?;
+    let phase = walks.next();
+    let control = phase.control();
+    let examined = examine(storage, &header, &damage, &control)?;
     let issues = &examined.ledger.issues;
     let nothing_else = issues.check_errors == 0 && issues.corruptions == issues.copied;
     let is_allowed = match repair {
-        Repair::All => true,
+        Repair::Refcounts | Repair::All => true,
         Repair::Leaks => nothing_else && issues.leaks == 0,
     };
     if issues.copied == 0 || !is_allowed {
@@ -195,7 +248,9 @@ fn finish(storage: &dyn Storage, repair: Repair) -> Result<(CheckReport, u64)> {
     }
     sync(storage)?;
     let flags_before = issues.copied;
-    let after = examine(storage, &header, &damage)?;
+    let phase = walks.next();
+    let control = phase.control();
+    let after = examine(storage, &header, &damage, &control)?;
     Ok((after.report, flags_before.saturating_sub(after.ledger.issues.copied)))
 }
 
