@@ -5,11 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cowimg::Image;
+use cowimg::encryption::Passphrase;
+use cowimg::{Access, ErrorKind, Image, SnapshotSelector, SnapshotSize};
+use sha2::{Digest, Sha256};
 
 /// One row of the manifest, without what only a person needs.
 struct Row {
     file: String,
+    sha256: String,
     size: u64,
     crc32: u32,
     corruptions: u64,
@@ -58,6 +61,46 @@ fn check_counts_what_qemu_img_counts() {
 }
 
 #[test]
+fn every_file_is_the_one_that_was_made() {
+    for row in manifest() {
+        let bytes = fs::read(folder().join(&row.file)).expect("the file can be read");
+        let sum: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(sum, row.sha256, "{}: its SHA-256", row.file);
+    }
+}
+
+#[test]
+fn what_is_special_about_an_image_is_seen() {
+    let told = |file: &str| open(file).info().expect("it says what it is").qcow2.expect("it is qcow2");
+    assert!(told("corrupt.qcow2").corrupt && !told("v2.qcow2").corrupt);
+    let marked = Image::options().access(Access::ReadWrite).open(folder().join("corrupt.qcow2"));
+    let error = marked.expect_err("it is opened for reading only");
+    assert!(matches!(error.kind(), ErrorKind::MarkedCorrupt { met: None }), "{error}");
+
+    let bitmaps = open("bitmaps.qcow2").bitmaps().expect("they are listed");
+    let flags: Vec<_> = bitmaps.iter().map(|b| (b.in_use, b.auto, b.granularity)).collect();
+    assert_eq!(flags, [(true, true, 4096), (false, true, 512), (false, false, 65536)]);
+    let image = open("bitmaps.qcow2");
+    let bits: u64 = image
+        .bitmap_ranges("recording")
+        .expect("it can be read")
+        .map(|range| range.expect("its bits can be read").len())
+        .sum();
+    assert_eq!(bits, 10 * 1024 + 4096, "what was written and discarded since");
+
+    let snapshots = open("machine-state.qcow2").snapshots().expect("they are listed");
+    assert_eq!(snapshots[0].vm_state_size(), 16384);
+    let running = SnapshotSelector::Name(b"running".to_vec());
+    let view = Image::options().snapshot(running).snapshot_size(SnapshotSize::Own);
+    assert_eq!(view.open(folder().join("machine-state.qcow2")).expect("it opens").size(), 65536);
+
+    for file in ["luks.qcow2", "aes.qcow2"] {
+        let error = Image::open(folder().join(file)).expect_err("it is encrypted");
+        assert!(matches!(error.kind(), ErrorKind::PassphraseNeeded), "{error}");
+    }
+}
+
+#[test]
 fn every_image_has_a_row_in_the_manifest() {
     let rows: Vec<String> = manifest().map(|row| row.file).collect();
     for entry in fs::read_dir(folder()).expect("the folder can be listed") {
@@ -71,14 +114,21 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata")
 }
 
+/// Opens an image, with the one passphrase and, where there is one, the data file of its name.
 fn open(file: &str) -> Image {
-    Image::open(folder().join(file)).unwrap_or_else(|error| panic!("{error}"))
+    let path = folder().join(file);
+    let data = path.with_extension("raw");
+    let mut options = Image::options().passphrase(Passphrase::new("open-sesame"));
+    if data.exists() {
+        options = options.data_file(data);
+    }
+    options.open(path).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn manifest() -> impl Iterator<Item = Row> {
     let text = fs::read_to_string(folder().join("manifest.tsv")).expect("the manifest is text");
     let rows: Vec<Row> = text.lines().filter(|line| !line.starts_with('#')).map(row).collect();
-    assert!(rows.len() >= 8, "the manifest has lost rows");
+    assert!(rows.len() >= 16, "the manifest has lost rows");
     rows.into_iter()
 }
 
@@ -87,6 +137,7 @@ fn row(line: &str) -> Row {
     let number = |index: usize| columns[index].parse().unwrap_or_else(|error| panic!("{line}: {error}"));
     Row {
         file: columns[0].to_owned(),
+        sha256: columns[2].to_owned(),
         size: number(3),
         crc32: u32::from_str_radix(columns[4], 16).unwrap_or_else(|error| panic!("{line}: {error}")),
         corruptions: number(5),
