@@ -5,7 +5,7 @@ FUZZ_SECONDS ?= 60
 SOAK_ROUNDS ?= 20
 SOAK_SEED ?= $(shell date +%s)
 CRASH_STATES ?= 2000000
-FUZZ_TARGETS := header l2_entry snapshot_table image
+FUZZ_TARGETS := header l2_entry snapshot_table image qcow1
 
 # mkfs.ext4, debugfs and e2fsck live in sbin, which a plain user's PATH often lacks.
 export PATH := $(PATH):/usr/sbin:/sbin

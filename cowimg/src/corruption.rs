@@ -105,4 +105,7 @@ pub enum Corruption {
     /// The LUKS header, which says how the guest's data is encrypted, makes no sense.
     #[error("the LUKS header: {0}")]
     LuksHeader(String),
+    /// The header of a qcow image of version 1 makes no sense.
+    #[error("the qcow header: {0}")]
+    Qcow1Header(String),
 }

@@ -39,6 +39,7 @@ pub mod format;
 pub mod job;
 mod luks;
 pub mod progress;
+mod qcow1;
 mod qcow2;
 mod range;
 mod raw;

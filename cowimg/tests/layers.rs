@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["codec"],
     &["storage"],
     &["disk"],
-    &["raw"],
+    &["raw", "qcow1"],
     &["luks"],
     &["qcow2"],
     &["chain"],

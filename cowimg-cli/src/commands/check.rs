@@ -124,8 +124,9 @@ fn open(args: &Args, image: &ImageName, out: &Console) -> Result<CheckedFile, Fa
         Access::ReadOnly => image.options.clone(),
     };
     let mut file = CheckedFile::open(&image.path, &options, access)?;
-    if file.format() == Format::Raw {
-        return Err(Failure::new(format!("{}: a raw image has nothing to check", image.path.display()))
+    let format = file.format();
+    if format != Format::Qcow2 {
+        return Err(Failure::new(format!("{}: a {format} image has nothing to check", image.path.display()))
             .code(ExitCode::CheckUnsupported));
     }
     if let Err(error) = file.open_dependencies() {

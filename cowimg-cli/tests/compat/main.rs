@@ -10,6 +10,7 @@
 //!
 //! What is not in the tables: long options that the help of qemu-img 10.0.2 names and its parser does not know
 //! (`convert --compress`, `snapshot --create` and others), which work here; `-o nocow` and `-o extent_size_hint`; a
+//! new images of the format qcow and commits into one, which is read and not written here; a
 //! backing file that is named by a description (`json:`); a rebase to a base whose stated format is wrong, which is refused
 //! here; a new image over a base whose own base is gone, which is made here, as an image
 //! whose base is gone is checked here; names that start with an unknown protocol,
@@ -40,6 +41,7 @@ mod keys;
 mod map;
 mod measure;
 mod outcome;
+mod qcow1;
 mod rebase;
 mod resize;
 mod row;

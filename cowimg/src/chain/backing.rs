@@ -7,18 +7,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::create::Verification;
-use super::image::{Engine, Image, Layer};
+use super::image::{Image, Layer};
 use super::names;
 use super::options::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::layout::BackingName;
+
+/// What images of other formats than qcow2 are refused with.
+const NO_NEW_BACKING: &str = "cannot be given a backing file";
 
 impl Image {
     /// Writes another name of the backing file to the image, or none, and nothing else: what the image reads as is the
     /// caller's care ([`crate::job::rebase`] sees to it). With [`Verification::Verify`] the new backing file is opened first, with
     /// all that is below it. This image goes on to read what it was opened over: open it anew to see the other.
     pub fn set_backing(&self, backing: Option<&BackingName>, verification: Verification) -> Result<()> {
-        let Engine::Qcow2(qcow2) = &self.top else { return self.named(Err(no_backing_in_raw())) };
+        let qcow2 = self.named(self.top.qcow2_or(NO_NEW_BACKING))?;
         if let (Some(backing), Verification::Verify) = (backing, verification) {
             self.refuse_loop(&self.open_backing(backing, &OpenOptions::default())?)?;
         }
@@ -27,10 +30,8 @@ impl Image {
 
     /// Refuses a backing file that [`Image::set_backing`] would refuse, without a change.
     pub(crate) fn check_backing_name(&self, backing: Option<&BackingName>) -> Result<()> {
-        self.named(match &self.top {
-            Engine::Raw(_) => Err(no_backing_in_raw()),
-            Engine::Qcow2(qcow2) => qcow2.check_backing_name(backing),
-        })
+        let engine = self.top.qcow2_or(NO_NEW_BACKING);
+        self.named(engine.and_then(|qcow2| qcow2.check_backing_name(backing)))
     }
 
     /// Where the file of this name is, seen from this image.
@@ -82,8 +83,4 @@ impl Layer {
         };
         same && self.format() == other.format()
     }
-}
-
-fn no_backing_in_raw() -> Error {
-    Error::unsupported("a raw image cannot have a backing file")
 }

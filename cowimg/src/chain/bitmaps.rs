@@ -1,6 +1,6 @@
 //! An image's persistent dirty bitmaps: which parts of its disk were written since.
 
-use super::image::{Engine, Image};
+use super::image::Image;
 use crate::error::{BitmapProblem, Error, ErrorKind, Result};
 use crate::qcow2::{BitmapInfo, BitmapRanges, NewBitmap, Qcow2, Recording};
 
@@ -9,18 +9,13 @@ use crate::qcow2::{BitmapInfo, BitmapRanges, NewBitmap, Qcow2, Recording};
 impl Image {
     /// The bitmaps that the image stores; none for a raw image.
     pub fn bitmaps(&self) -> Result<Vec<BitmapInfo>> {
-        match &self.top {
-            Engine::Raw(_) => Ok(Vec::new()),
-            Engine::Qcow2(qcow2) => self.named(qcow2.bitmaps()),
-        }
+        self.top.qcow2().map_or(Ok(Vec::new()), |qcow2| self.named(qcow2.bitmaps()))
     }
 
     /// Adds a bitmap with nothing dirty. Only for qcow2 images of version 3.
     pub fn add_bitmap(&self, name: impl AsRef<[u8]>, new: &NewBitmap) -> Result<()> {
-        match &self.top {
-            Engine::Raw(_) => self.named(Err(Error::unsupported("a raw image cannot store bitmaps"))),
-            Engine::Qcow2(qcow2) => self.named(qcow2.add_bitmap(name.as_ref(), new)),
-        }
+        let engine = self.top.qcow2_or("cannot store bitmaps");
+        self.named(engine.and_then(|qcow2| qcow2.add_bitmap(name.as_ref(), new)))
     }
 
     /// Removes a bitmap, also one that cannot be used.
@@ -71,12 +66,9 @@ impl Image {
 
     /// The engine, where it may have a bitmap of that name.
     fn engine_with_bitmap(&self, name: &[u8]) -> Result<&Qcow2> {
-        match &self.top {
-            Engine::Qcow2(qcow2) => Ok(qcow2),
-            Engine::Raw(_) => Err(Error::new(ErrorKind::Bitmap {
-                name: String::from_utf8_lossy(name).into_owned(),
-                problem: BitmapProblem::NotFound,
-            })),
-        }
+        self.top.qcow2().map(|qcow2| &**qcow2).ok_or_else(|| {
+            let name = String::from_utf8_lossy(name).into_owned();
+            Error::new(ErrorKind::Bitmap { name, problem: BitmapProblem::NotFound })
+        })
     }
 }

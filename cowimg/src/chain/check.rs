@@ -68,8 +68,8 @@ impl CheckedFile {
 
     fn with_storage<T>(&self, work: impl FnOnce(&dyn Storage) -> Result<T>) -> Result<T> {
         let result = match self.top.kind {
-            Kind::Raw => Err(Error::unsupported("a raw image has nothing to check")),
             Kind::Qcow2(_) => work(&*self.top.storage),
+            _ => Err(Error::unsupported(format!("a {} image has nothing to check", self.format()))),
         };
         result.map_err(|error| match &self.top.path {
             Some(path) => error.at_path(path),

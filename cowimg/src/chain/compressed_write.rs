@@ -1,6 +1,6 @@
 //! Writing clusters compressed, in place of writing them as they are.
 
-use super::image::{Engine, Image};
+use super::image::Image;
 use crate::codec::{self, CodecError};
 use crate::error::{Error, Result};
 
@@ -22,7 +22,7 @@ impl Image {
                 "a compressed write begins and ends where clusters of {cluster_size} bytes do"
             ))));
         }
-        if let Engine::Qcow2(qcow2) = &self.top {
+        if let Some(qcow2) = self.top.qcow2() {
             self.named(qcow2.refuse_compressed())?;
         }
         let mut packed = vec![0; cluster_size as usize - 1];

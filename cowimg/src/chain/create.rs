@@ -10,7 +10,7 @@ use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
 use super::staged::{RemovedUnlessKept, StagedImage, make_data_file};
-use super::walk::{Found, Kind};
+use super::walk::Found;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::Format;
 use crate::format::qcow2::layout::{BackingName, DataFileName, FreshParams, LazyRefcounts, Preallocation};
@@ -244,6 +244,7 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
     let content = match options.format {
         Format::Raw => raw_content(size, options)?,
         Format::Qcow2 => Content::Qcow2(Box::new(qcow2_params(size, options, found_backing_format)?)),
+        Format::Qcow => return Err(read_only_format(options.format)),
     };
     let data_file = match &options.qcow2.data_file {
         Some(name) if options.format == Format::Qcow2 => {
@@ -253,6 +254,11 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
     };
     let encryption = options.qcow2.encryption.clone();
     Ok(CreatePlan { content, encryption, data_file, preallocation: options.preallocation, report })
+}
+
+/// The refusal of a new image of a format that is only read.
+fn read_only_format(format: Format) -> Error {
+    Error::unsupported(format!("{format} images can be read and not made: make a qcow2 image"))
 }
 
 fn round_size(size: u64) -> Result<u64> {
@@ -375,12 +381,11 @@ fn look_at_backing(path: &Path, backing: &BackingOptions) -> Result<LookedAt> {
     let resolved = names::resolve(backing.name.as_bytes(), Some(path)).map_err(context)?;
     let options = OpenOptions { format: backing.format, ..OpenOptions::default() };
     let found = Found::open(&resolved, &options, Purpose::Peek).map_err(context)?;
-    let size = match &found.kind {
-        Kind::Qcow2(header) => header.size,
-        Kind::Raw => {
-            let len = found.storage.len().map_err(|error| context(Error::io("read its length", error)))?;
-            len.next_multiple_of(512)
-        }
+    let size = if let Some(size) = found.kind.stated_size() {
+        size
+    } else {
+        let len = found.storage.len().map_err(|error| context(Error::io("read its length", error)))?;
+        len.next_multiple_of(512)
     };
     let found_format = backing.format.is_none().then(|| found.kind.format());
     Ok(LookedAt { size: Some(size), found_format })

@@ -2,9 +2,9 @@
 //!
 //! | file | opened for | takes | others may not |
 //! |---|---|---|---|
-//! | qcow2 | its header alone | | write, resize |
-//! | qcow2 | reading | read | write, resize |
-//! | qcow2 | reading, between the top and a layer that is written | read | read, write, resize |
+//! | qcow2, qcow | its header alone | | write, resize |
+//! | qcow2, qcow | reading | read | write, resize |
+//! | qcow2, qcow | reading, between the top and a layer that is written | read | read, write, resize |
 //! | qcow2 | writing | read, write, resize | write, resize |
 //! | raw | its size alone | | |
 //! | raw | reading | read | |
@@ -86,8 +86,8 @@ pub(super) enum Part {
     Raw,
     /// A file whose middle is a raw image.
     RawWindow,
-    /// A qcow2 image, which may keep the guest's data elsewhere.
-    Qcow2,
+    /// An image with tables of its own, which may keep the guest's data elsewhere.
+    Mapped,
     /// The guest's data of a qcow2 image.
     DataFile,
 }
@@ -98,7 +98,7 @@ impl Part {
         match (format, window) {
             (Format::Raw, None) => Part::Raw,
             (Format::Raw, Some(_)) => Part::RawWindow,
-            (Format::Qcow2, _) => Part::Qcow2,
+            (Format::Qcow2 | Format::Qcow, _) => Part::Mapped,
         }
     }
 }
@@ -118,12 +118,12 @@ pub(super) fn file_use(part: Part, purpose: Purpose, mode: LockMode) -> Result<F
         (Purpose::Peek | Purpose::Inspect, _) => P::NONE,
         (Purpose::Read | Purpose::ReadAlone, _) => P::READ,
         (Purpose::Write, Part::Raw | Part::RawWindow) => P::READ.with(P::WRITE),
-        (Purpose::Write, Part::Qcow2 | Part::DataFile) => P::READ.with(P::WRITE).with(P::RESIZE),
+        (Purpose::Write, Part::Mapped | Part::DataFile) => P::READ.with(P::WRITE).with(P::RESIZE),
     };
     let unborne = match (mode, part) {
         (LockMode::Share, _) | (_, Part::Raw) => P::NONE,
         (_, Part::RawWindow | Part::DataFile) => P::RESIZE,
-        (_, Part::Qcow2) => P::WRITE.with(P::RESIZE),
+        (_, Part::Mapped) => P::WRITE.with(P::RESIZE),
     };
     let unborne = if purpose == Purpose::ReadAlone { unborne.with(P::READ) } else { unborne };
     Ok(FileUse { takes, bears: P::ALL.without(unborne) })

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::create::{CreateOptions, create};
-use super::data::data_options;
+use super::engine::Engine;
 use super::extents::Extents;
 use super::file_use::{Purpose, lock_for_resizing};
 use super::info::ImageInfo;
@@ -17,12 +17,11 @@ use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::probe::Format;
-use crate::format::qcow2::{CompressionType, Header, Incompatible, Snapshot};
+use crate::format::qcow2::{CompressionType, Incompatible, Snapshot};
 use crate::progress::Control;
 use crate::qcow2::check::{CheckReport, check_storage};
-use crate::qcow2::{AmendOptions, NewSnapshot, Qcow2, Qcow2Options, SnapshotSelector};
+use crate::qcow2::{AmendOptions, NewSnapshot, Qcow2, SnapshotSelector};
 use crate::range::ByteRange;
-use crate::raw::Raw;
 use crate::storage::{Access, Storage};
 
 /// An open disk image: what a guest sees, with the files behind it.
@@ -50,47 +49,6 @@ pub struct Layer {
     found: Arc<Found>,
 }
 
-#[derive(Debug, Clone)]
-pub(super) enum Engine {
-    Raw(Arc<Raw>),
-    Qcow2(Arc<Qcow2>),
-}
-
-impl Engine {
-    fn disk(&self) -> &dyn Disk {
-        match self {
-            Engine::Raw(raw) => &**raw,
-            Engine::Qcow2(qcow2) => &**qcow2,
-        }
-    }
-
-    fn shared(self) -> Arc<dyn Disk> {
-        match self {
-            Engine::Raw(raw) => raw,
-            Engine::Qcow2(qcow2) => qcow2,
-        }
-    }
-
-    fn open(
-        layer: &Found,
-        below: Option<Arc<dyn Disk>>,
-        access: Access,
-        options: &OpenOptions,
-    ) -> Result<Engine> {
-        let writable = access == Access::ReadWrite;
-        let storage = Arc::clone(&layer.storage);
-        Ok(match &layer.kind {
-            Kind::Raw => Engine::Raw(Arc::new(Raw::open(storage, writable)?)),
-            Kind::Qcow2(header) => {
-                let data = data_options(layer, header, access, options)?;
-                let options = Qcow2Options { writable, cache_bytes: options.cache_size, data };
-                let header = Header::clone(header);
-                Engine::Qcow2(Arc::new(Qcow2::open(storage, header, below, options)?))
-            }
-        })
-    }
-}
-
 impl Layer {
     /// The file's name, as it was opened; none for a storage that the caller brought.
     pub fn path(&self) -> Option<&Path> {
@@ -100,8 +58,8 @@ impl Layer {
     /// The name that the image states for its external data file, where the guest's data is then.
     pub fn data_path(&self) -> Option<&Path> {
         match &self.found.kind {
-            Kind::Raw => None,
             Kind::Qcow2(header) => header.data_file_name().map(|name| Path::new(OsStr::from_bytes(name))),
+            _ => None,
         }
     }
 
@@ -214,27 +172,18 @@ impl Image {
 
     /// The image's own format.
     pub fn format(&self) -> Format {
-        match self.top {
-            Engine::Raw(_) => Format::Raw,
-            Engine::Qcow2(_) => Format::Qcow2,
-        }
+        self.top.format()
     }
 
     /// Bytes in a cluster, the unit of allocation; none for a raw image.
     pub fn cluster_size(&self) -> Option<u64> {
-        match &self.top {
-            Engine::Raw(_) => None,
-            Engine::Qcow2(qcow2) => Some(qcow2.cluster_size()),
-        }
+        self.top.cluster_size()
     }
 
     /// Bytes in the smallest part of the disk that the image can hold alone: a cluster, or a subcluster where clusters are
     /// divided; none for a raw image.
     pub(crate) fn subcluster_size(&self) -> Option<u64> {
-        match &self.top {
-            Engine::Raw(_) => None,
-            Engine::Qcow2(qcow2) => Some(qcow2.subcluster_size()),
-        }
+        self.top.subcluster_size()
     }
 
     /// The files of the chain, this image first.
@@ -301,10 +250,7 @@ impl Image {
         if let Some(file) = self.layers.first().and_then(|layer| layer.found.file.as_ref()) {
             self.named(lock_for_resizing(file))?;
         }
-        self.named(match &self.top {
-            Engine::Raw(raw) => raw.resize(new_size, *options, control),
-            Engine::Qcow2(qcow2) => qcow2.judged(|| qcow2.resize(new_size, *options, control)),
-        })
+        self.named(self.top.resize(new_size, *options, control))
     }
 
     /// Changes what the image was created with. Everything is judged first: what is refused changes nothing. Each step is
@@ -319,21 +265,18 @@ impl Image {
             self.named(lock_for_resizing(file))?;
         }
         let amended = match &mut self.top {
-            Engine::Raw(_) => Err(Error::unsupported("a raw image has no options that could be changed")),
             Engine::Qcow2(qcow2) => match Arc::get_mut(qcow2) {
                 Some(qcow2) => qcow2.amend(wanted, self.passphrase.as_ref(), control),
                 None => Err(Error::unsupported("the image is in use as the backing file of another")),
             },
+            other => Err(other.refusal("has no options that could be changed")),
         };
         self.named(amended)
     }
 
     /// The internal snapshots, in the order of the image's table; a raw image has none.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        match &self.top {
-            Engine::Raw(_) => Ok(Vec::new()),
-            Engine::Qcow2(qcow2) => self.named(qcow2.snapshots()),
-        }
+        self.top.qcow2().map_or(Ok(Vec::new()), |qcow2| self.named(qcow2.snapshots()))
     }
 
     /// Takes an internal snapshot of the disk as it is, and says how it stands in the table. It is durable when the call
@@ -361,49 +304,34 @@ impl Image {
     }
 
     fn snapshotted(&self) -> Result<&Qcow2> {
-        match &self.top {
-            Engine::Qcow2(qcow2) => Ok(qcow2),
-            Engine::Raw(_) => {
-                self.named(Err(Error::unsupported("a raw image cannot hold snapshots: qcow2 images can")))
-            }
-        }
+        self.named(self.top.qcow2_or("cannot hold snapshots: qcow2 images can").map(|qcow2| &**qcow2))
     }
 
     /// Writes to `range` what `source` has from `from` on. The host copies where it can, and may let both files share the
     /// space; what lies past the end of `source` is zeroes.
     pub(crate) fn copy_from(&self, source: &dyn Storage, from: u64, range: ByteRange) -> Result<()> {
-        self.named(match &self.top {
-            Engine::Raw(raw) => raw.copy_from(source, from, range),
-            Engine::Qcow2(qcow2) => qcow2.judged(|| qcow2.copy_from(source, from, range)),
-        })
+        self.named(self.top.copy_from(source, from, range))
     }
 
     /// Stores `packed`, the compressed bytes of the whole cluster at `offset`, which must be fewer than a cluster's. Only
     /// for qcow2 images; see [`crate::job::convert`] for the usual way.
     pub(crate) fn write_compressed(&self, packed: &[u8], offset: u64) -> Result<()> {
-        match &self.top {
-            Engine::Raw(_) => Err(Error::unsupported("a raw image cannot hold compressed clusters")),
-            Engine::Qcow2(qcow2) => {
-                self.named(qcow2.judged(|| qcow2.write_compressed(packed, offset)))?;
-                self.written()
-            }
-        }
+        let engine = self.top.qcow2_or("cannot hold compressed clusters");
+        self.named(engine.and_then(|qcow2| qcow2.judged(|| qcow2.write_compressed(packed, offset))))?;
+        self.written()
     }
 
     /// How the image compresses, if its format can.
     pub(crate) fn compression(&self) -> Option<CompressionType> {
-        match &self.top {
-            Engine::Raw(_) => None,
-            Engine::Qcow2(qcow2) => Some(qcow2.compression()),
-        }
+        self.top.qcow2().map(|qcow2| qcow2.compression())
     }
 
     /// What the image says of itself now.
     pub fn info(&self) -> Result<ImageInfo> {
         let Some(layer) = self.layers.first() else { return Err(Error::invalid("an image has a layer")) };
         let kind = match &self.top {
-            Engine::Raw(_) => Kind::Raw,
             Engine::Qcow2(qcow2) => Kind::Qcow2(Box::new(qcow2.header())),
+            _ => layer.found.kind.clone(),
         };
         let found = &layer.found;
         let (storage, file) = (Arc::clone(&found.storage), found.file.clone());
@@ -415,9 +343,7 @@ impl Image {
     /// Checks the image's metadata after a flush. Only for qcow2 images: a raw one has none.
     pub fn check(&self) -> Result<CheckReport> {
         let Some(layer) = self.layers.first() else { return Err(Error::invalid("an image has a layer")) };
-        if self.format() == Format::Raw {
-            return self.named(Err(Error::unsupported("a raw image has nothing to check")));
-        }
+        self.named(self.top.qcow2_or("has nothing to check"))?;
         self.flush()?;
         self.named(check_storage(&*layer.found.storage))
     }
@@ -430,10 +356,7 @@ impl Image {
     }
 
     fn finish(&self) -> Result<()> {
-        self.named(match &self.top {
-            Engine::Raw(raw) => raw.flush(),
-            Engine::Qcow2(qcow2) => qcow2.close(),
-        })
+        self.named(self.top.close())
     }
 
     /// The layer below that [`OpenOptions::writable_layer`] chose, as the image that it is with the layers below it.
@@ -453,10 +376,7 @@ impl Image {
 
     /// Makes the range read as zeroes also over another backing file than the one that is open.
     pub(crate) fn mask(&self, range: ByteRange) -> Result<()> {
-        match &self.top {
-            Engine::Raw(raw) => self.named(raw.write_zeroes(range, ZeroMode::Unmap)),
-            Engine::Qcow2(qcow2) => self.named(qcow2.judged(|| qcow2.mask(range))),
-        }
+        self.named(self.top.mask(range))
     }
 
     /// After each write.
@@ -490,7 +410,7 @@ fn at_snapshot(top: Found, options: &OpenOptions) -> Result<Found> {
         )));
     }
     let kind = match &top.kind {
-        Kind::Raw => {
+        Kind::Raw | Kind::Qcow1(_) => {
             let wanted = selector.to_string();
             return Err(named(Error::new(ErrorKind::SnapshotNotFound { wanted })));
         }

@@ -11,6 +11,7 @@ use super::walk::{Found, Kind, walk};
 use crate::error::{Error, Result};
 use crate::format::luks::LuksHeader;
 use crate::format::probe::Format;
+use crate::format::qcow1;
 use crate::format::qcow2::{
     Autoclear, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
@@ -106,7 +107,7 @@ pub fn inspect_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Ve
 impl ImageInfo {
     pub(super) fn read(found: &Found) -> Result<ImageInfo> {
         let header = match &found.kind {
-            Kind::Raw => None,
+            Kind::Raw | Kind::Qcow1(_) => None,
             Kind::Qcow2(header) => Some(&**header),
         };
         ImageInfo::of(found.path.as_deref(), &*found.storage, header, found)
@@ -128,14 +129,14 @@ impl ImageInfo {
         Ok(ImageInfo {
             path: path.map(Path::to_path_buf),
             format: found.kind.format(),
-            virtual_size: header.map_or(disk_len, |header| header.size),
+            virtual_size: found.kind.stated_size().unwrap_or(disk_len),
             file_len,
             disk_size: storage.allocated_bytes().map_err(io)?,
             is_device: path.is_some_and(is_device),
-            cluster_size: header.map(|header| header.geometry().cluster_size()),
+            cluster_size: found.kind.cluster_size(),
             backing: backing_info(found),
             dirty: header.is_some_and(|header| header.incompatible.contains(Incompatible::DIRTY)),
-            encrypted: header.is_some_and(|header| header.crypt_method != CryptMethod::None),
+            encrypted: is_encrypted(&found.kind),
             snapshots: match header {
                 Some(header) => read_snapshots(storage, header)?.0,
                 None => Vec::new(),
@@ -170,6 +171,14 @@ fn read_luks_header(storage: &dyn Storage, header: &Header) -> Result<Option<Luk
         return Ok(None);
     }
     Ok(Some(luks_place(storage, header)?.read()?.header().clone()))
+}
+
+fn is_encrypted(kind: &Kind) -> bool {
+    match kind {
+        Kind::Raw => false,
+        Kind::Qcow2(header) => header.crypt_method != CryptMethod::None,
+        Kind::Qcow1(header) => header.fields.crypt_method != qcow1::CryptMethod::None,
+    }
 }
 
 fn is_device(path: &Path) -> bool {

@@ -63,7 +63,7 @@ impl Image {
         let silent = extent.kind == ExtentKind::Unallocated;
         let below = self.layers().get(extent.depth + 1);
         let is_allocated = !silent || below.is_some();
-        let lowest_size = self.layers().get(extent.depth).and_then(qcow2_size);
+        let lowest_size = self.layers().get(extent.depth).and_then(stated_size);
         let ends_lowest = !is_allocated && lowest_size == Some(extent.range.end());
         Ok(Look { extent, is_allocated, ends_lowest })
     }
@@ -81,18 +81,16 @@ impl Image {
     }
 }
 
-/// Guest bytes that an L2 table of the layer maps; none for a raw layer.
+/// Guest bytes that one look at the layer takes in at most; no such bound for a raw layer.
 fn table_coverage(layer: &Layer) -> Option<u64> {
     match layer.kind() {
-        Kind::Raw => None,
+        // QEMU looks at clusters of a qcow image one by one, which shows in nothing but the number of lines of progress.
+        Kind::Raw | Kind::Qcow1(_) => None,
         Kind::Qcow2(header) => Some(header.geometry().l2_coverage()),
     }
 }
 
-/// Size of a qcow2 layer's disk in bytes, as it was when the layer was opened.
-fn qcow2_size(layer: &Layer) -> Option<u64> {
-    match layer.kind() {
-        Kind::Raw => None,
-        Kind::Qcow2(header) => Some(header.size),
-    }
+/// Size of a layer's disk in bytes, where its header tells it, as it was when the layer was opened.
+fn stated_size(layer: &Layer) -> Option<u64> {
+    layer.kind().stated_size()
 }

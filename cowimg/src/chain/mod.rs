@@ -11,6 +11,7 @@ mod compressed_write;
 mod create;
 mod data;
 mod encrypt;
+mod engine;
 mod extents;
 mod file_use;
 mod image;

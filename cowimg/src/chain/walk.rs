@@ -14,6 +14,7 @@ use super::options::{Below as StandIn, LayerChoice, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
+use crate::qcow1;
 use crate::qcow2::Qcow2;
 use crate::qcow2::check::read_damaged_header;
 use crate::storage::{Access, FileOptions, FileStorage, Storage, StorageExt, WindowStorage};
@@ -38,21 +39,41 @@ pub(super) struct Found {
 pub(super) enum Kind {
     Raw,
     Qcow2(Box<Header>),
+    Qcow1(Box<qcow1::ImageHeader>),
 }
 
 impl Kind {
+    /// Size of the disk in bytes, for formats whose header tells it.
+    pub(super) fn stated_size(&self) -> Option<u64> {
+        match self {
+            Kind::Raw => None,
+            Kind::Qcow2(header) => Some(header.size),
+            Kind::Qcow1(header) => Some(header.fields.size),
+        }
+    }
+
+    /// Bytes in a cluster, for formats that have clusters.
+    pub(super) fn cluster_size(&self) -> Option<u64> {
+        match self {
+            Kind::Raw => None,
+            Kind::Qcow2(header) => Some(header.geometry().cluster_size()),
+            Kind::Qcow1(header) => Some(header.fields.cluster_size()),
+        }
+    }
+
     fn read(format: Format, storage: &dyn Storage) -> Result<Kind> {
         Ok(match format {
             Format::Raw => Kind::Raw,
             Format::Qcow2 => Kind::Qcow2(Box::new(Qcow2::read_header(storage)?)),
+            Format::Qcow => Kind::Qcow1(Box::new(qcow1::read_header(storage)?)),
         })
     }
 
     /// The same, also where the header says impossible things about a table that the image can do without.
     fn read_damaged(format: Format, storage: &dyn Storage) -> Result<Kind> {
         Ok(match format {
-            Format::Raw => Kind::Raw,
             Format::Qcow2 => Kind::Qcow2(Box::new(read_damaged_header(storage)?)),
+            other => Kind::read(other, storage)?,
         })
     }
 
@@ -60,6 +81,7 @@ impl Kind {
         match self {
             Kind::Raw => Format::Raw,
             Kind::Qcow2(_) => Format::Qcow2,
+            Kind::Qcow1(_) => Format::Qcow,
         }
     }
 }
@@ -120,6 +142,7 @@ impl Found {
                 let name = header.backing_file.as_deref()?;
                 Some((name, header.backing_format()))
             }
+            Kind::Qcow1(header) => Some((header.backing_file.as_deref()?, None)),
         }
     }
 
@@ -167,6 +190,7 @@ fn probe_format(storage: &dyn Storage) -> Result<Format> {
     match probe::probe(&start) {
         Probed::Raw => Ok(Format::Raw),
         Probed::Qcow2 => Ok(Format::Qcow2),
+        Probed::Qcow => Ok(Format::Qcow),
         Probed::Other(name) => Err(Error::unsupported(format!(
             "the file looks like a {name} image, a format that is not supported; if it is a raw disk, say so \
              (format raw)"

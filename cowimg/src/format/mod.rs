@@ -6,4 +6,5 @@
 
 pub mod luks;
 pub mod probe;
+pub mod qcow1;
 pub mod qcow2;

@@ -28,7 +28,7 @@ use std::str::FromStr;
 /// How many bytes of a file's start are enough for [`probe`].
 pub const PROBE_LEN: usize = 2048;
 
-/// An image format that this library reads and writes.
+/// An image format that this library reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
@@ -36,6 +36,8 @@ pub enum Format {
     Raw,
     /// qcow2, versions 2 and 3.
     Qcow2,
+    /// qcow, version 1: read, and not written.
+    Qcow,
 }
 
 impl Format {
@@ -44,6 +46,7 @@ impl Format {
         match self {
             Format::Raw => "raw",
             Format::Qcow2 => "qcow2",
+            Format::Qcow => "qcow",
         }
     }
 }
@@ -56,7 +59,7 @@ impl fmt::Display for Format {
 
 /// A format's name that this library does not know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown image format {name:?}; the formats are raw and qcow2")]
+#[error("unknown image format {name:?}; the formats are raw, qcow2 and qcow")]
 pub struct UnknownFormat {
     /// The name as it was given.
     pub name: String,
@@ -69,6 +72,7 @@ impl FromStr for Format {
         match name {
             "raw" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
+            "qcow" => Ok(Format::Qcow),
             _ => Err(UnknownFormat { name: name.to_owned() }),
         }
     }
@@ -79,6 +83,8 @@ impl FromStr for Format {
 pub enum Probed {
     /// A qcow2 image, of any version from 2 on.
     Qcow2,
+    /// A qcow image of version 1.
+    Qcow,
     /// An image of a format that this library knows by name only.
     Other(&'static str),
     /// Nothing known, which is what a raw disk looks like.
@@ -86,7 +92,7 @@ pub enum Probed {
 }
 
 /// Formats whose files start with fixed bytes.
-const SIGNATURES: [(&[u8], &str); 11] = [
+const SIGNATURES: [(&[u8], &str); 10] = [
     (b"QED\0", "qed"),
     (b"KDMV", "vmdk"),
     (b"COWD", "vmdk"),
@@ -97,7 +103,6 @@ const SIGNATURES: [(&[u8], &str); 11] = [
     (b"WithouFreSpacExt", "parallels"),
     (b"Bochs Virtual HD Image", "bochs"),
     (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
-    (b"QFI\xfb\0\0\0\x01", "qcow"),
 ];
 
 const VDI_SIGNATURE: [u8; 4] = [0x7f, 0x10, 0xda, 0xbe];
@@ -109,8 +114,10 @@ pub fn probe(first_bytes: &[u8]) -> Probed {
             return Probed::Other(name);
         }
     }
-    if is_qcow2(first_bytes) {
-        return Probed::Qcow2;
+    match qcow_version(first_bytes) {
+        Some(0) | None => {}
+        Some(1) => return Probed::Qcow,
+        Some(_) => return Probed::Qcow2,
     }
     if first_bytes.get(64..68) == Some(&VDI_SIGNATURE) {
         return Probed::Other("vdi");
@@ -121,10 +128,10 @@ pub fn probe(first_bytes: &[u8]) -> Probed {
     Probed::Raw
 }
 
-fn is_qcow2(first_bytes: &[u8]) -> bool {
+fn qcow_version(first_bytes: &[u8]) -> Option<u32> {
     match first_bytes.split_first_chunk::<8>() {
-        Some(([b'Q', b'F', b'I', 0xfb, version @ ..], _)) => u32::from_be_bytes(*version) >= 2,
-        _ => false,
+        Some(([b'Q', b'F', b'I', 0xfb, version @ ..], _)) => Some(u32::from_be_bytes(*version)),
+        _ => None,
     }
 }
 
@@ -148,7 +155,7 @@ mod tests {
         let mut vdi = vec![b' '; 64];
         vdi.extend(VDI_SIGNATURE);
         let cases: [(&[u8], Probed); 14] = [
-            (b"QFI\xfb\0\0\0\x01", Probed::Other("qcow")),
+            (b"QFI\xfb\0\0\0\x01", Probed::Qcow),
             (b"QFI\xfb\0\0\0\x02", Probed::Qcow2),
             (b"QFI\xfb\0\0\0\x03", Probed::Qcow2),
             (b"QFI\xfb\0\0\0\x04", Probed::Qcow2),
@@ -178,11 +185,11 @@ mod tests {
 
     #[test]
     fn a_format_is_parsed_from_the_name_that_it_prints() {
-        for format in [Format::Raw, Format::Qcow2] {
+        for format in [Format::Raw, Format::Qcow2, Format::Qcow] {
             assert_eq!(format.to_string().parse(), Ok(format));
         }
         let error = "vmdk".parse::<Format>().unwrap_err();
-        assert_eq!(error.to_string(), r#"unknown image format "vmdk"; the formats are raw and qcow2"#);
+        assert_eq!(error.to_string(), r#"unknown image format "vmdk"; the formats are raw, qcow2 and qcow"#);
     }
 
     proptest! {

@@ -74,6 +74,9 @@ pub fn measure(
     match target.format {
         Format::Raw => Ok(measure_raw(source)),
         Format::Qcow2 => measure_qcow2(source, target, control),
+        format => {
+            Err(Error::unsupported(format!("{format} images cannot be made, so there is nothing to measure")))
+        }
     }
 }
 

@@ -3,21 +3,12 @@
 
 use super::Qcow2;
 use super::guest_data::{DataCipher, Numbering};
-use crate::codec::crypt::{CipherAlgorithm, CipherMode, IvGenerator, Passphrase, Scheme, SectorCipher};
+use crate::codec::crypt::{Passphrase, SectorCipher};
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{CryptMethod, Header};
 use crate::luks::{KeyLoss, KeySlotChange, LuksPlace, PlannedKeys};
 use crate::storage::Storage;
-use zeroize::Zeroizing;
-
-/// What the legacy method encrypts with: AES with 128 bits, chained within a sector, by the guest's sectors.
-const LEGACY: Scheme = Scheme {
-    cipher: CipherAlgorithm::Aes128,
-    mode: CipherMode::Cbc,
-    iv: IvGenerator::Plain64,
-    iv_hash: None,
-};
 
 /// What the data of the image in `storage` is encrypted with, if it is.
 pub(crate) fn unlock(
@@ -35,7 +26,7 @@ pub(crate) fn unlock(
             Ok(Some(DataCipher { cipher: volume.cipher(&key)?, numbering: Numbering::Host }))
         }
         CryptMethod::Aes => {
-            let cipher = SectorCipher::new(LEGACY, &*legacy_key(passphrase.bytes()))?;
+            let cipher = SectorCipher::legacy(passphrase)?;
             Ok(Some(DataCipher { cipher, numbering: Numbering::Guest }))
         }
         // Refused by name when the image is opened.
@@ -73,13 +64,4 @@ impl Qcow2 {
         self.begin_change()?;
         planned.carry_out(luks_place(&*self.storage, &self.header())?)
     }
-}
-
-/// The legacy method's key: the first 16 bytes of the passphrase, filled up with zeroes.
-fn legacy_key(passphrase: &[u8]) -> Zeroizing<[u8; 16]> {
-    let mut key = Zeroizing::new([0; 16]);
-    for (to, from) in key.iter_mut().zip(passphrase) {
-        *to = *from;
-    }
-    key
 }

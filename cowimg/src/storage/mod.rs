@@ -27,6 +27,7 @@ mod mapped;
 mod memory;
 #[cfg(test)]
 mod model_tests;
+mod pages;
 mod sparse;
 mod unsynced;
 mod window;
@@ -40,6 +41,7 @@ pub use file::{Access, Creation, FileOptions, FileStorage, HostCache};
 pub use lock::{FileUse, Permissions};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
+pub(crate) use pages::Pages;
 pub use unsynced::UnsyncedStorage;
 pub use window::WindowStorage;
 

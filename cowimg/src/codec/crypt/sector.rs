@@ -16,10 +16,18 @@ use ctr::{CtrCore, CtrFlavor};
 use serpent::Serpent;
 use twofish::Twofish;
 use xts_mode::Xts128;
+use zeroize::Zeroizing;
 
-use super::CryptError;
 use super::algorithm::{CipherAlgorithm, CipherMode, IvGenerator, Scheme};
+use super::{CryptError, Passphrase};
 use crate::format::luks::SECTOR_SIZE;
+
+const LEGACY: Scheme = Scheme {
+    cipher: CipherAlgorithm::Aes128,
+    mode: CipherMode::Cbc,
+    iv: IvGenerator::Plain64,
+    iv_hash: None,
+};
 
 /// Encrypts and decrypts whole sectors, each by its number.
 pub(crate) struct SectorCipher {
@@ -56,13 +64,23 @@ impl SectorCipher {
         scheme.validate()?;
         let iv = match (scheme.essiv_cipher()?, scheme.iv) {
             (Some((hash, cipher)), _) => {
-                let key = zeroize::Zeroizing::new(hash.digest(&[key]));
+                let key = Zeroizing::new(hash.digest(&[key]));
                 Iv::Essiv(sectors(cipher, CipherMode::Ecb, &key)?)
             }
             (None, IvGenerator::Plain) => Iv::Plain,
             (None, _) => Iv::Plain64,
         };
         Ok(SectorCipher { sectors: sectors(scheme.cipher, scheme.mode, key)?, iv })
+    }
+
+    /// What the method of qcow's first version encrypts with, which qcow2 calls its legacy one: AES with 128 bits, chained
+    /// within a sector. The key is the passphrase itself, cut or filled up with zeroes to 16 bytes.
+    pub(crate) fn legacy(passphrase: &Passphrase) -> Result<SectorCipher, CryptError> {
+        let mut key = Zeroizing::new([0; 16]);
+        for (to, from) in key.iter_mut().zip(passphrase.bytes()) {
+            *to = *from;
+        }
+        SectorCipher::new(LEGACY, &*key)
     }
 
     /// Encrypts `sectors`, a whole number of them, of which the first has the number `first`.
