@@ -5,6 +5,7 @@ FUZZ_SECONDS ?= 60
 SOAK_ROUNDS ?= 20
 SOAK_SEED ?= $(shell date +%s)
 CRASH_STATES ?= 2000000
+KILLS ?= 500
 FUZZ_TARGETS := header l2_entry snapshot_table image qcow1
 
 # mkfs.ext4, debugfs and e2fsck live in sbin, which a plain user's PATH often lacks.
@@ -47,12 +48,13 @@ fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nig
 	        -max_total_time=$(FUZZ_SECONDS) -timeout=20); \
 	done
 
-soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws, CRASH_STATES (2000000) power cuts, all images
+soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws, 2000000 power cuts, 500 kills, all images
 	@set -e; for round in $$(seq $(SOAK_ROUNDS)); do \
 	    (set -x; COWIMG_SOAK=1 COWIMG_TEST_SEED=$$(($(SOAK_SEED) + round)) $(CARGO) test -q -p cowimg --lib --tests); \
 	done
 	COWIMG_CRASH_STATES=$(CRASH_STATES) COWIMG_TEST_SEED=$(SOAK_SEED) \
 	    $(CARGO) test --release -p cowimg --test crash soak -- --nocapture
+	COWIMG_KILLS=$(KILLS) COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg-cli --test cli killed -- --nocapture
 	COWIMG_MATRIX=all COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test matrix
 
 test-needs:

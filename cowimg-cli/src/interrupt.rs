@@ -1,14 +1,21 @@
-//! Ctrl-C as a flag: a long job looks at it, cleans up and says what it has left behind.
+//! Ctrl-C as a flag: a long job looks at it, cleans up and says what it has left behind. And a signal that is none.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// Signals that ask a process to end.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// Makes a write past the limit on the size of files an error of that write; its signal would end the process, and leave
+/// behind what it was about to clean up.
+pub(crate) fn survive_file_size_limit() {
+    // Nobody looks at the flag. Where it cannot be put up, the signal does what it does.
+    let _unregistered = flag::register(SIGXFSZ, Arc::default());
+}
 
 /// Turns signals into a flag from its making to the end of the process. The second signal ends the process at once, so
 /// that a job that hangs can still be ended.

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let manner = Manner::of_program(arguments.first().map(AsRef::as_ref));
     manner.adopt();
+    interrupt::survive_file_size_limit();
     let mut console = Console::new(manner);
     let result = cli::run(&arguments, &mut console);
     if manner.is_strict() {

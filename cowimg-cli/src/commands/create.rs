@@ -142,12 +142,10 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
 fn write_image(file: &Path, wanted: &CreateOptions) -> Result<(), Failure> {
     let plan = cowimg::plan(file, wanted)?;
     let takes_time = matches!(wanted.preallocation, Preallocation::Falloc | Preallocation::Full);
-    if !takes_time {
-        return Ok(StagedImage::write(file, wanted.overwrite, &plan)?.publish()?);
-    }
+    // Also where it takes none: a signal in between would leave the file that has no name yet.
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
-    let display = Display::start(Wanted::Bar);
+    let display = Display::start(if takes_time { Wanted::Bar } else { Wanted::Nothing });
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
     let staged =
         StagedImage::write_with(file, wanted.overwrite, &plan, &control).map_err(|error| {

@@ -107,7 +107,10 @@ fn copy(
     sparse_size: u64,
     interrupt: &Interrupt,
 ) -> Result<(), Failure> {
-    let staged = StagedImage::create(target, create)?;
+    let control = Control { progress: None, cancel: Some(interrupt.cancel()) };
+    let plan = cowimg::plan(target, create).map_err(|error| error.at_path(target))?;
+    let staged = StagedImage::write_with(target, create.overwrite, &plan, &control)
+        .map_err(|error| stopped(error, target, target, interrupt))?;
     let image = staged.open(&open_options(Some(create.format)).cache_mode(CacheMode::Unsafe))?;
     // A device has whatever was on it.
     let is_file = target.metadata().map_or(true, |found| found.is_file());
@@ -116,7 +119,6 @@ fn copy(
         _ => TargetContent::Zeroes,
     };
     let options = ConvertOptions { sparse_size, target_content, ..ConvertOptions::default() };
-    let control = Control { progress: None, cancel: Some(interrupt.cancel()) };
     let parts = [Part { image: source, range }];
     let copied = job::convert_parts(&parts, &image, &options, &control).and_then(|_| image.close());
     copied.map_err(|error| stopped(error, staged.path(), target, interrupt))?;

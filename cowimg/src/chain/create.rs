@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::cancellable::CancellableStorage;
 use super::data::data_file_path;
 use super::encrypt::Encryption;
 use super::file_use::Purpose;
@@ -15,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::Format;
 use crate::format::qcow2::layout::{BackingName, DataFileName, FreshParams, LazyRefcounts, Preallocation};
 use crate::format::qcow2::{CompressionType, Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Version};
+use crate::progress::Control;
 use crate::qcow2;
 use crate::range::ByteRange;
 use crate::storage::{Storage, StorageExt};
@@ -206,11 +209,16 @@ struct DataFile {
 }
 
 impl CreatePlan {
-    /// Makes the image's data file, if it is to have one.
-    pub(super) fn make_data_file(&self, overwrite: Overwrite) -> Result<Option<RemovedUnlessKept>> {
+    /// Makes the image's data file, if it is to have one; stopped on the way, one that is new goes again.
+    pub(super) fn make_data_file(
+        &self,
+        overwrite: Overwrite,
+        control: &Control<'_>,
+    ) -> Result<Option<RemovedUnlessKept>> {
         let Some(file) = &self.data_file else { return Ok(None) };
         let made = make_data_file(&file.path, overwrite).and_then(|(storage, made)| {
-            write_raw(&storage, file.size, self.preallocation)?;
+            let storage = CancellableStorage::new(Arc::new(storage), control, file.size);
+            storage.outcome(write_raw(&storage, file.size, self.preallocation))?;
             Ok(made)
         });
         made.map_err(|error| error.at_path(&file.path))

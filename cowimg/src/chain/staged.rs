@@ -91,7 +91,7 @@ impl StagedImage {
         control: &Control<'_>,
     ) -> Result<StagedImage> {
         let mut staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
-        staged.data_file = plan.make_data_file(overwrite)?;
+        staged.data_file = plan.make_data_file(overwrite, control)?;
         let storage = CancellableStorage::new(staged.storage()?, control, plan.report().size);
         storage.outcome(plan.write_to(&storage)).map_err(|error| error.at_path(path))?;
         Ok(staged)

@@ -76,7 +76,7 @@ impl Layer {
             let start = dice.roll(self.sectors);
             let end = (start + 1 + dice.roll(8)).min(self.sectors);
             let range = ByteRange::between(start * SECTOR, end * SECTOR);
-            let byte = (self.seed * 20 + nth) as u8 + 1;
+            let byte = (self.seed % 11 * 20 + nth) as u8 + 1;
             match nth {
                 4 => image.write_zeroes(range, ZeroMode::Unmap).unwrap(),
                 _ => image.write_at(&vec![byte; range.len() as usize], range.start()).unwrap(),

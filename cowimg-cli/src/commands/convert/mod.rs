@@ -305,7 +305,7 @@ impl Copy<'_> {
         let manner = self.console.manner;
         let how = (manner, self.console.overwrite(self.args.force));
         let create = create_options(self.args, (self.size(), self.format), &options, how)?;
-        let staged = StagedImage::create(&self.target, &create)?;
+        let staged = self.staged(&create)?;
         let cache = self.args.target_cache.unwrap_or(CacheMode::Unsafe);
         let mut options = open_options(Some(self.format)).cache_mode(cache);
         if let Some(encryption) = &create.qcow2.encryption {
@@ -321,6 +321,14 @@ impl Copy<'_> {
         staged.publish()?;
         self.display.display.finish();
         Ok(())
+    }
+
+    /// The target before anything is copied to it. Taking its space may last.
+    fn staged(&self, create: &CreateOptions) -> Result<StagedImage, Failure> {
+        let control = Control { progress: None, cancel: Some(self.interrupt.cancel()) };
+        let plan = cowimg::plan(&self.target, create).map_err(|error| error.at_path(&self.target))?;
+        StagedImage::write_with(&self.target, create.overwrite, &plan, &control)
+            .map_err(|error| self.stopped(error, "was not made"))
     }
 
     /// What a target reads as that was just made.

@@ -1,0 +1,177 @@
+//! File systems that are full or may not be written, limits on the size of files, and files that change beneath the
+//! program: it says what happened, and what was there stays. The file systems are real, mounted in a namespace of the
+//! test's own; where the host allows no such thing these tests say so and pass.
+#![allow(clippy::unwrap_used, reason = "what cannot fail here is part of what is tested")]
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use crate::workbench::Workbench;
+
+/// Verbs that write to images of the template, and what they are called by. Each needs space for what it does.
+const VERBS: [&str; 12] = [
+    "create -o preallocation=full new.raw 8M",
+    "create -o preallocation=falloc new.qcow2 8M",
+    "create -o preallocation=metadata,cluster_size=512 new.qcow2 64M",
+    "convert base.qcow2 new.qcow2",
+    "convert -c base.qcow2 new.qcow2",
+    "convert -n -f raw -O qcow2 noise.img base.qcow2",
+    "dd if=base.qcow2 of=new.raw bs=64k",
+    "commit top.qcow2",
+    "rebase -b other.qcow2 -F qcow2 top.qcow2",
+    "resize --preallocation=full base.qcow2 +8M",
+    "amend -o refcount_bits=64 many.qcow2",
+    "snapshot -c new many.qcow2",
+];
+
+/// Images on a disk of 2 MiB: base.qcow2 and other.qcow2 with different data, top.qcow2 over the base, many.qcow2 with
+/// many tables, noise.img.
+fn template() -> Workbench {
+    let bench = Workbench::new();
+    let state = std::iter::successors(Some(1_u32), |state| {
+        Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223))
+    });
+    let noise: Vec<u8> = state.flat_map(u32::to_be_bytes).take(2 << 20).collect();
+    fs::write(bench.path("noise.img"), &noise).unwrap();
+    for name in ["base.qcow2", "other.qcow2"] {
+        bench.qemu_img(&format!("create -q -f qcow2 -o cluster_size=4k {name} 2M"));
+    }
+    bench.qemu_io("base.qcow2", &["write -q -P 1 0 512k", "write -q -P 2 1M 64k"]);
+    bench.qemu_io("other.qcow2", &["write -q -P 3 256k 512k"]);
+    bench.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 -o cluster_size=4k top.qcow2");
+    bench.qemu_io("top.qcow2", &["write -q -P 4 768k 128k", "write -q -P 5 1900k 64k"]);
+    bench.qemu_img("create -q -f qcow2 -o cluster_size=512 many.qcow2 2M");
+    bench.qemu_io("many.qcow2", &["write -q -P 6 0 300k"]);
+    bench
+}
+
+/// Runs a shell script with a file system of `size` KiB at ./disk that nobody else sees; `None` where that is not allowed.
+fn on_a_disk(bench: &Workbench, size: u32, script: &str) -> Option<Output> {
+    fs::create_dir_all(bench.path("disk")).unwrap();
+    let mount = format!("mount -t tmpfs -o size={size}k none disk || exit 99\n{script}");
+    let namespace = ["--map-root-user", "--mount", "sh", "-c", &mount];
+    let output = bench.command("unshare").args(namespace).output();
+    let Ok(output) = output else {
+        eprintln!("no unshare (package util-linux): not tried");
+        return None;
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(99) || said.contains("unshare failed") || said.contains("not permitted") {
+        eprintln!("no file system of our own can be mounted here: not tried. {said}");
+        return None;
+    }
+    Some(output)
+}
+
+/// Which images must read as before, seen from the folder above.
+const SAME: &str = "for image in top many other; do \
+     qemu-img compare -q disk/$image.qcow2 $image.qcow2 || echo \"$image has changed\"; done; \
+     for image in base top many other; do qemu-img check -q disk/$image.qcow2; \
+     case $? in 0|3) ;; *) echo \"$image is damaged\";; esac; done; ls -A disk; exit $code";
+
+#[test]
+fn on_a_full_disk_every_verb_fails_and_leaves_sound_images() {
+    let bench = template();
+    let program = env!("CARGO_BIN_EXE_cowimg");
+    for verb in VERBS {
+        // Some room is left, so that each gets a little further than to its first write.
+        for room in [0, 24] {
+            // A new base shows through only where the image above hides it, and a part may be written already.
+            let same =
+                if verb.starts_with("convert -n") { SAME.replace("top many", "many") } else { SAME.into() };
+            let script = format!(
+                "cp *.qcow2 noise.img disk; cd disk; head -c {room}k /dev/zero > room; cat /dev/zero > fill 2>/dev/null; \
+                 rm room; {program} {verb} >said 2>&1; code=$?; rm fill; cd ..; cat disk/said >&2; rm -f disk/said; {same}"
+            );
+            let Some(output) = on_a_disk(&bench, 6000, &script) else { return };
+            let said = String::from_utf8_lossy(&output.stderr);
+            let found = String::from_utf8_lossy(&output.stdout);
+            let context = format!("`{verb}` with {room}k: {said}{found}");
+            assert!(!found.contains("changed") && !found.contains("damaged"), "{context}");
+            assert!(!found.contains(".part") && output.status.signal().is_none(), "{context}");
+            match output.status.code() {
+                Some(1) => assert!(!found.contains("new."), "{context}"),
+                // Where so little was enough.
+                Some(0) => assert!(room > 0, "{context}"),
+                code => panic!("{context}: exit code {code:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn on_a_read_only_mount_every_verb_fails_and_nothing_changes() {
+    let bench = template();
+    let program = env!("CARGO_BIN_EXE_cowimg");
+    let mut verbs = String::new();
+    for verb in VERBS {
+        verbs.push_str("(cd disk; ");
+        verbs.push_str(&[program, verb].join(" "));
+        verbs.push_str(" >/dev/null 2>../said; [ $? = 1 ] || cat ../said)\n");
+    }
+    let script = format!(
+        "cp *.qcow2 noise.img disk; ls -A disk >names; mount -o remount,ro disk || exit 99\n{verbs}\
+         for image in disk/*; do cmp $image $(basename $image); done; ls -A disk | cmp - names"
+    );
+    let Some(output) = on_a_disk(&bench, 6000, &script) else { return };
+    let (said, found) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success() && found.is_empty(), "{found}{said}");
+}
+
+/// The limit's signal would end the process, with a half image left behind.
+#[test]
+fn past_the_limit_on_the_size_of_files_a_write_fails_and_the_program_lives() {
+    let bench = template();
+    let before = bench.names();
+    for verb in [
+        "convert -O raw noise.img new.raw",
+        "convert noise.img new.qcow2",
+        "create -o preallocation=full new.raw 8M",
+    ] {
+        let script = format!("ulimit -f 1024; exec {} {verb}", env!("CARGO_BIN_EXE_cowimg"));
+        let output = bench.command("sh").args(["-c", &script]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "`{verb}`: {said} {:?}", output.status);
+        assert!(said.contains("too large"), "`{verb}`: {said}");
+        assert_eq!(bench.names(), before, "`{verb}`");
+    }
+    // An image that is there cannot grow, and keeps what it has.
+    let content = fs::read(bench.path("base.qcow2")).unwrap();
+    let script = format!(
+        "ulimit -f 1024; exec {} convert -n -f raw -O qcow2 noise.img base.qcow2",
+        env!("CARGO_BIN_EXE_cowimg")
+    );
+    let output = bench.command("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(bench.path("base.qcow2")).unwrap().len() >= content.len());
+    let check = bench.try_qemu_img(&["check", "base.qcow2"]);
+    assert!(matches!(check.code, Some(0 | 3)), "{}", check.text());
+}
+
+/// Sources that somebody cuts while they are read: an error or zeroes, and no signal from memory that is no more.
+#[test]
+fn a_source_that_shrinks_is_no_end_of_the_program() {
+    let bench = template();
+    bench.qemu_img("convert -q -f raw -O qcow2 noise.img full.qcow2");
+    for (source, format) in [("noise.img", "raw"), ("full.qcow2", "qcow2")] {
+        let whole = fs::read(bench.path(source)).unwrap();
+        let mut command = bench.command(env!("CARGO_BIN_EXE_cowimg"));
+        // Slow enough to be met halfway.
+        command.args(["convert", "-f", format, "-r", "4M", "-m", "1", source, "new.raw"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        fs::OpenOptions::new().write(true).open(bench.path(source)).unwrap().set_len(1000).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{source}: {said} {:?}", output.status);
+        assert!(!said.contains("panicked"), "{source}: {said}");
+        if output.status.code() == Some(1) {
+            assert!(!bench.names().contains(&"new.raw".to_owned()), "{source}: {said}");
+        }
+        fs::write(bench.path(source), whole).unwrap();
+        let _made_in_time = fs::remove_file(bench.path("new.raw"));
+        assert!(bench.names().iter().all(|name| !name.contains(".part")), "{:?}", bench.names());
+    }
+}
