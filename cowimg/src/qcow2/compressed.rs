@@ -70,6 +70,8 @@ impl Qcow2 {
         let _in_flight = self.epochs.enter();
         let first = self.geometry.guest_cluster(GuestOffset(offset));
         let _ours = self.cluster_locks.lock(first.get(), first.get() + 1);
+        // The table first, so that the file ends with the bytes: a table behind them would end with its cluster.
+        self.own_l2_table(&mut self.lock_meta(), first)?;
         let run = self.reserve_bytes(packed.len() as u64)?;
         let stored = self
             .storage
@@ -90,6 +92,18 @@ impl Qcow2 {
             ));
         }
         Ok(())
+    }
+
+    /// Makes the file end with a sector. Compressed bytes at its end may end within one, and there are programs that read
+    /// whole sectors only.
+    pub(super) fn fill_last_sector(&self) -> Result<()> {
+        let io = |error| Error::io("fill the last sector of the file", error);
+        let len = self.storage.len().map_err(io)?;
+        if len.is_multiple_of(512) {
+            Ok(())
+        } else {
+            self.storage.set_len(len.next_multiple_of(512)).map_err(io)
+        }
     }
 
     fn reserve_bytes(&self, len: u64) -> Result<CompressedRun> {

@@ -175,6 +175,9 @@ impl Qcow2 {
         // Bitmaps that cannot be saved stay in use, and are not trusted; the disk's content is saved all the same.
         let bitmaps = if self.failure.is_damaged() { Ok(()) } else { self.save_bitmaps() };
         self.publish_all()?;
+        if self.lock_meta().compressed_cursor.is_some() {
+            self.fill_last_sector()?;
+        }
         bitmaps
     }
 
