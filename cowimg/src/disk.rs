@@ -82,4 +82,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// lie within the disk and `max_len` be above 0. Backing layers are asked where this one is silent; extents that
     /// touch and are alike may come in pieces.
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent>;
+
+    /// Whether this disk answers for the start of `range`, which is not empty and lies within it, or asks a backing disk,
+    /// and where that ends. A disk without one answers for everything.
+    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
+        Ok((true, range.end()))
+    }
 }

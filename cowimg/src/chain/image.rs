@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::extents::Extents;
 use super::file_use::{Purpose, lock_for_resizing};
 use super::info::ImageInfo;
+use super::merged::merged;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind, walk};
 use crate::codec::crypt::Passphrase;
@@ -47,6 +48,12 @@ pub struct Image {
 #[derive(Debug, Clone)]
 pub struct Layer {
     found: Arc<Found>,
+}
+
+/// The least size in bytes of a cluster among these layers; 64 KiB where none has clusters.
+fn smallest_cluster(layers: &[Layer]) -> u64 {
+    let sizes = layers.iter().filter_map(|layer| layer.found.kind.cluster_size());
+    sizes.min().unwrap_or(64 << 10)
 }
 
 impl Layer {
@@ -132,18 +139,25 @@ impl Image {
     fn assemble(top: Found, options: &OpenOptions) -> Result<Image> {
         let found = walk(at_snapshot(top, options)?, options, Purpose::of(options.access))?;
         let layers: Vec<Layer> = found.into_iter().map(|found| Layer { found: Arc::new(found) }).collect();
-        let mut below: Option<Engine> = None;
+        let mut top: Option<Engine> = None;
         let mut lower = None;
+        // From the bottom up.
+        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
         for (depth, Layer { found }) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { found.access };
             let without_data_file = OpenOptions { data_file: None, data_storage: None, ..options.clone() };
             let options = if depth == 0 { options } else { &without_data_file };
-            let engine = Engine::open(found, below.map(Engine::shared), access, options).map_err(
-                |error| match &found.path {
-                    Some(path) => error.at_path(path),
-                    None => error,
-                },
-            )?;
+            let below = match depth {
+                // A layer that is written answers for other parts from one moment to the next.
+                0 if options.writable_layer.is_none() => {
+                    merged(disks.iter().rev().cloned().collect(), smallest_cluster(&layers[1..]))
+                }
+                _ => disks.last().cloned(),
+            };
+            let engine = Engine::open(found, below, access, options).map_err(|error| match &found.path {
+                Some(path) => error.at_path(path),
+                None => error,
+            })?;
             if depth > 0 && access == Access::ReadWrite {
                 let layers = layers[depth..].to_vec();
                 // Whoever writes to it flushes it.
@@ -151,9 +165,10 @@ impl Image {
                 let lower_image = Image { top, layers, writes_through: false, lower: None, passphrase };
                 lower = Some(Box::new(lower_image));
             }
-            below = Some(engine);
+            disks.push(engine.clone().shared());
+            top = Some(engine);
         }
-        match below {
+        match top {
             Some(top) => Ok(Image {
                 top,
                 layers,

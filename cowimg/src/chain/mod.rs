@@ -17,6 +17,7 @@ mod file_use;
 mod image;
 mod info;
 mod look;
+mod merged;
 mod names;
 mod options;
 mod policy;

@@ -86,4 +86,10 @@ impl Disk for Qcow1 {
         self.check_bounds(offset, 0)?;
         self.extent(offset, max_len)
     }
+
+    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
+        self.check_bounds(range.start(), range.len())?;
+        let segment = self.next_segment(range)?;
+        Ok((segment.source != mapping::Source::Below, segment.range.end()))
+    }
 }

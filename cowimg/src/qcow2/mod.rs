@@ -281,6 +281,15 @@ impl Disk for Qcow2 {
         self.check_bounds(offset, 0)?;
         self.judged(|| self.extent(offset, max_len))
     }
+
+    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
+        self.check_bounds(range.start(), range.len())?;
+        self.judged(|| {
+            let _in_flight = self.epochs.enter();
+            let segment = self.next_segment(range)?;
+            Ok((!matches!(segment.source, plan::Source::Below(_)), segment.range.end()))
+        })
+    }
 }
 
 impl Drop for Qcow2 {
