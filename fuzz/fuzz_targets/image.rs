@@ -1,9 +1,11 @@
-//! A whole image of any bytes: it opens or is refused, reads, checks and takes writes without a panic, in bounded
-//! memory and time. Where `check` finds it sound, what was written is what is read.
+//! A whole image of any bytes: it opens or is refused, reads, checks, is repaired and takes writes without a panic, in
+//! bounded memory and time. Where `check` finds it sound, what was written is what is read. A plan of a repair changes
+//! nothing, and a repair that leaves nothing to find leaves nothing to do.
 #![no_main]
 
 use std::sync::Arc;
 
+use cowimg::check::{Repair, plan_storage, repair_storage};
 use cowimg::storage::MemoryStorage;
 use cowimg::{Access, ByteRange, FilePolicy, Format, Image, ResizeOptions, Result, ZeroMode};
 use libfuzzer_sys::fuzz_target;
@@ -13,6 +15,7 @@ const EXTENTS: usize = 64;
 const BYTES: usize = 16 << 10;
 
 fuzz_target!(|bytes: &[u8]| {
+    repair(bytes);
     let Ok(image) = open(bytes, Access::ReadOnly) else { return };
     read_all(&image);
     // In a damaged image two parts of the disk may share their bytes, or share them with a table.
@@ -22,6 +25,21 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = image.close();
     }
 });
+
+fn repair(bytes: &[u8]) {
+    for kind in [Repair::Leaks, Repair::Refcounts, Repair::All] {
+        let storage = MemoryStorage::with_bytes(bytes);
+        let Ok(plan) = plan_storage(&storage, kind) else { return };
+        assert!(plan.steps.iter().all(|step| !step.remedy.to_string().is_empty()));
+        let Ok(report) = repair_storage(&storage, kind) else { continue };
+        assert!(report.before == plan.report, "the plan is of the same check");
+        if kind == Repair::All && report.after.is_clean() {
+            let repaired = storage.to_vec();
+            let _ = repair_storage(&storage, kind);
+            assert!(storage.to_vec() == repaired, "a second repair has nothing to do");
+        }
+    }
+}
 
 fn open(bytes: &[u8], access: Access) -> Result<Image> {
     let options = Image::options().format(Format::Qcow2).backing(FilePolicy::DenyAll).access(access);

@@ -211,6 +211,7 @@ impl Sound {
             self.long("L1 entry to the refcount table", l1, COPIED | self.refcount_table(), Readable),
             self.long("L1 entry to data", l1, data, Readable),
             self.long("L1 entry that went", l1, 0, Readable),
+            self.int("an L1 table far longer than it is", 36, 1 << 20, All),
         ]
     }
 

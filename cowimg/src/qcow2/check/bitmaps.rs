@@ -45,7 +45,7 @@ fn read_directory(subject: &Subject<'_>, ledger: &mut Ledger, extension: &Bitmap
             ledger.report(Finding::Bitmap { index, why });
             continue;
         }
-        if let Some(why) = entry.problem(&subject.geometry, subject.header.size) {
+        if let Some(why) = entry.problem(&subject.geometry, subject.header.size / 512 * 512) {
             ledger.report(Finding::Bitmap { index, why });
         }
         found.places.push((entry.table.0, u64::from(entry.table_entries) * TABLE_ENTRY_SIZE));

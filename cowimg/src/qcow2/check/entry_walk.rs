@@ -76,7 +76,7 @@ impl Walk<'_> {
                 return;
             }
             let cluster = host >> subject.geometry.cluster_bits();
-            let is_alone = self.examined.ledger.fixed.get(cluster) <= 1 || tree == Tree::Snapshots;
+            let is_alone = self.may_write_l1(cluster, tree);
             let fixed = self.fixer.l1(raw, tree).filter(|_| is_alone);
             let now = fixed.unwrap_or(raw);
             if let Some(fixed) = fixed {
@@ -93,6 +93,18 @@ impl Walk<'_> {
                 self.read_collected();
             }
         });
+    }
+
+    /// Whether a cluster was counted as one of an L1 table, and as nothing else that is changed in place. One that was not,
+    /// as the table lies past the end of the file with its other part, may be anybody's.
+    fn may_write_l1(&self, cluster: u64, tree: Tree) -> bool {
+        let subject = &self.examined.subject;
+        let is_new = cluster >= subject.geometry.clusters_for(subject.file_len);
+        match self.examined.ledger.fixed.get(cluster) {
+            0 => is_new,
+            1 => true,
+            _ => tree == Tree::Snapshots,
+        }
     }
 
     fn read_collected(&mut self) {

@@ -6,7 +6,7 @@ use super::issue::{CheckIssue, Finding};
 use super::mend::{Mender, Words};
 use super::moves::Moves;
 use super::remedy::Remedy;
-use super::repair::{Repair, is_marked, needs_tables};
+use super::repair::{Repair, fitting_l1, is_marked, lost_l1, needs_tables};
 use super::sites::{L1Problem, L2Problem, L2Site, Structure};
 use super::snapshot_mend::{MendedSnapshots, is_about_snapshots};
 use super::{CheckReport, Examined, examine};
@@ -43,6 +43,7 @@ impl CheckIssue {
             Repair::Refcounts if !planner.is_accounting(&self.finding) => {
                 Remedy::Leave { why: "this repair changes refcounts and copied flags, and no more" }
             }
+            _ if lost_l1(planner.examined) => planner.about_lost(&self.finding),
             Repair::Refcounts | Repair::All => planner.about_all(&self.finding),
         }
     }
@@ -120,6 +121,17 @@ impl Planner<'_> {
         }
     }
 
+    /// About an image without its L1 table: refcounts and flags that are wrong where they stand.
+    fn about_lost(&mut self, finding: &Finding) -> Remedy {
+        match finding {
+            Finding::RefcountTooLow { references, .. } if !self.examined.ledger.needs_rebuild => {
+                Remedy::SetRefcount { refcount: *references }
+            }
+            finding if finding.is_about_copied() => Remedy::CorrectCopied,
+            _ => Remedy::Leave { why: "the L1 table is lost, and with it what belongs to the disk" },
+        }
+    }
+
     fn about_all(&mut self, finding: &Finding) -> Remedy {
         let max = self.examined.subject.geometry.refcount_max();
         match finding {
@@ -132,6 +144,9 @@ impl Planner<'_> {
             | Finding::HeaderField { table: Structure::RefcountTable, .. } => Remedy::RebuildRefcounts,
             Finding::L1Entry { problem: L1Problem::Copied { .. }, .. }
             | Finding::L2Entry { problem: L2Problem::Copied { .. }, .. } => Remedy::CorrectCopied,
+            Finding::PastEnd { what: Structure::L1Table, .. } => {
+                fitting_l1(self.examined).map_or(LEFT, |_| Remedy::FitL1)
+            }
             Finding::L1Entry { site, .. } => self.mender.l1(site.entry).map_or(LEFT, |(_, remedy)| remedy),
             Finding::L2Entry { site, .. } => self.about_l2(site),
             Finding::Snapshot { index, .. } => {

@@ -35,6 +35,8 @@ pub enum Remedy {
     Unmap,
     /// The claim moves to a copy of the cluster, and reads as before.
     Copy,
+    /// The L1 table becomes as long as the disk needs.
+    FitL1,
     /// The snapshot's entry is written with what it lacks.
     CompleteSnapshot,
     /// The snapshot's L1 table becomes as long as its disk needs.
@@ -76,6 +78,7 @@ impl fmt::Display for Remedy {
             Remedy::ReadAsZeroes => "give its data up: it reads as zeroes",
             Remedy::Unmap => "give it up: this part reads as the backing file does, or as zeroes",
             Remedy::Copy => "give each claim a copy of the cluster",
+            Remedy::FitL1 => "make the L1 table as long as the disk needs",
             Remedy::CompleteSnapshot => "complete the snapshot's entry",
             Remedy::FitSnapshotL1 => "make the snapshot's L1 table as long as its disk needs",
             Remedy::DropSnapshot => "give the snapshot up",

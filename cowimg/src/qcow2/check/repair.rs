@@ -28,7 +28,7 @@ use super::snapshot_mend::MendedSnapshots;
 use super::{CheckReport, Examined, examine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::header_fields::{self, FieldWrite};
-use crate::format::qcow2::{Autoclear, Header, Incompatible, Version};
+use crate::format::qcow2::{Autoclear, Header, Incompatible, TABLE_ENTRY_SIZE, Version};
 use crate::progress::Control;
 use crate::storage::{Storage, StorageExt};
 
@@ -137,13 +137,18 @@ pub(super) fn needs_tables(examined: &Examined<'_>, repair: Repair) -> bool {
     let ledger = &examined.ledger;
     match repair {
         Repair::Leaks => return false,
+        _ if lost_l1(examined) => return false,
         Repair::Refcounts => return ledger.needs_rebuild,
         Repair::All => {}
     }
     let damaged = ledger.issues.damaged;
     let is_shared = || Moves::plan(ledger, &mut Area::new(examined)).is_none_or(|moves| !moves.is_empty());
     let is_damaged = damaged.entries || damaged.snapshots || damaged.bitmaps;
-    ledger.needs_rebuild || is_damaged || MendedSnapshots::is_needed(ledger) || is_shared()
+    ledger.needs_rebuild
+        || is_damaged
+        || fitting_l1(examined).is_some()
+        || MendedSnapshots::is_needed(ledger)
+        || is_shared()
 }
 
 /// Steps 2 and 3, and 4 after them, until nothing more can be done to the tables.
@@ -189,9 +194,12 @@ fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
         return Err(Error::unsupported("there is no room for a new snapshot table"));
     }
     let mut mender = Mender::new(examined, &moves);
-    let is_new = examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some();
+    let fitting_l1 = fitting_l1(examined);
+    next.l1_entries = fitting_l1.unwrap_or(next.l1_entries);
+    let is_other = snapshots.is_some() || fitting_l1.is_some();
+    let is_new = examined.ledger.needs_rebuild || !area.is_empty() || is_other;
     if is_new {
-        let found_l1 = snapshots.as_ref().is_some_and(|mended| mended.found_l1);
+        let found_l1 = fitting_l1.is_some() || snapshots.as_ref().is_some_and(|mended| mended.found_l1);
         let kept = if found_l1 { Kept::AsStored } else { Kept::AsFound };
         next = area.publish(&mut mender, kept, next)?;
     }
@@ -205,6 +213,24 @@ fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
         sync(storage)?;
     }
     Ok(is_new || changed > 0)
+}
+
+/// Whether the L1 table cannot be had. Nothing else says what is the disk's then, so that tables had better stay as they
+/// are: a file that grows would give the missing part a meaning.
+pub(super) fn lost_l1(examined: &Examined<'_>) -> bool {
+    let header = examined.subject.header;
+    let bytes = u64::from(header.l1_entries) * TABLE_ENTRY_SIZE;
+    let is_past_end = bytes > 0 && !examined.ledger.is_within_file(header.l1_table.get(), bytes);
+    is_past_end && fitting_l1(examined).is_none()
+}
+
+/// The entries that the L1 table has room for and the disk needs, if the table is said to go on past the end of the file.
+pub(super) fn fitting_l1(examined: &Examined<'_>) -> Option<u32> {
+    let (header, ledger) = (examined.subject.header, &examined.ledger);
+    let is_within = |entries: u64| ledger.is_within_file(header.l1_table.get(), entries * TABLE_ENTRY_SIZE);
+    let needed = examined.subject.geometry.l1_entries_for(header.size);
+    let is_too_long = header.l1_entries > 0 && !is_within(header.l1_entries.into());
+    u32::try_from(needed).ok().filter(|_| is_too_long && is_within(needed))
 }
 
 /// Step 4; returns how many refcounts were too high and how many too low.
