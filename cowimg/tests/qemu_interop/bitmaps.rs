@@ -65,7 +65,7 @@ impl Model {
 }
 
 /// The dirty ranges of a bitmap as QEMU loads it.
-fn as_qemu_sees(path: &Path, name: &str) -> Vec<ByteRange> {
+pub(crate) fn as_qemu_sees(path: &Path, name: &str) -> Vec<ByteRange> {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let socket = folder.path().join("nbd");
     let mut server = Command::new("qemu-nbd")
@@ -104,7 +104,7 @@ fn as_qemu_sees(path: &Path, name: &str) -> Vec<ByteRange> {
     ranges
 }
 
-fn as_we_see(image: &Image, name: &str) -> Vec<ByteRange> {
+pub(crate) fn as_we_see(image: &Image, name: &str) -> Vec<ByteRange> {
     let ranges = image.bitmap_ranges(name).expect("the bitmap can be read");
     ranges.collect::<cowimg::Result<_>>().expect("its ranges can be read")
 }

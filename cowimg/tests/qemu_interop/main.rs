@@ -14,6 +14,7 @@ mod script;
 mod subject;
 
 mod amended;
+mod bitmap_tables;
 mod bitmaps;
 mod bitmaps_kept;
 mod compared;
