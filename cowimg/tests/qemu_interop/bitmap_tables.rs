@@ -207,12 +207,8 @@ fn crowded(path: &Path, count: u32) {
         .file
         .set_len((place + bytes.len() as u64).next_multiple_of(512))
         .expect("it has whole clusters");
-    let extension = BitmapsExtension {
-        count,
-        directory_size: bytes.len() as u64,
-        directory: HostOffset(place),
-        ..directory.extension
-    };
+    let directory_size = bytes.len() as u64;
+    let extension = BitmapsExtension { count, directory_size, directory: HostOffset(place) };
     let mut start = vec![0; 512];
     directory.file.read_exact_at(&mut start, 0).expect("the header can be read");
     let mut header = Header::decode(&start).expect("it is a header");
