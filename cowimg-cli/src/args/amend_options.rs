@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use cowimg::{AmendOptions, LazyRefcounts, Version};
+use cowimg::{AmendOptions, Format, LazyRefcounts, Version};
 
 use crate::args::encryption_options;
 use crate::args::format_options::not_a_choice;
@@ -11,7 +11,7 @@ use crate::args::key_values::{KeyValues, nearest};
 use crate::args::size::{parse_number, parse_size};
 use crate::failure::Failure;
 
-/// Key, kind of value and purpose of each option, in the order in which help lists them.
+/// Key, kind of value and purpose of each option of qcow2 images that has nothing to do with encryption.
 const AMENDABLE: [(&str, &str, &str); 8] = [
     ("backing_file", "str", "the image that this one is stacked on: only as it is, `rebase` changes it"),
     ("backing_fmt", "str", "format of the backing file: only as it is"),
@@ -23,16 +23,20 @@ const AMENDABLE: [(&str, &str, &str); 8] = [
     ("size", "size", "size of the disk"),
 ];
 
-/// What help says of each option of a qcow2 image.
-pub(crate) fn help() -> impl Iterator<Item = (String, &'static str, &'static str)> {
+/// What help says of each option of an image of this format.
+pub(crate) fn help(format: Format) -> Vec<(String, &'static str, &'static str)> {
+    let prefix = if format == Format::Luks { "" } else { SLOT_PREFIX };
     let slots =
-        KEY_SLOT_OPTIONS.iter().map(|&(key, value, purpose)| (format!("encrypt.{key}"), value, purpose));
-    let (before, after) = AMENDABLE.split_at(4);
-    let own = |options: &'static [(&str, &'static str, &'static str)]| {
-        options.iter().map(|&(key, value, purpose)| (key.to_owned(), value, purpose))
-    };
-    own(before).chain(own(&after[..1])).chain(slots).chain(own(&after[1..]))
+        KEY_SLOT_OPTIONS.iter().map(|&(key, value, purpose)| (format!("{prefix}{key}"), value, purpose));
+    let own = AMENDABLE.iter().filter(|_| format != Format::Luks);
+    let mut options: Vec<_> =
+        own.map(|&(key, value, purpose)| (key.to_owned(), value, purpose)).chain(slots).collect();
+    options.sort();
+    options
 }
+
+/// What is before the options of key slots in a qcow2 image.
+const SLOT_PREFIX: &str = "encrypt.";
 
 /// Options that only a new image takes.
 const CREATION_ONLY: [&str; 6] =
@@ -48,19 +52,20 @@ pub(crate) struct Amendment {
 }
 
 impl Amendment {
-    /// Checks the options, for a qcow2 image, and says what stands against amending it so. Fails for what is no option, or
+    /// Checks the options, for an image of this format, and says what stands against amending it so. Fails for what is no option, or
     /// no value of the option's kind: qemu-img finds out about the rest when it has begun to show progress.
-    pub(crate) fn parse(given: &KeyValues) -> Result<(Amendment, Option<Failure>), Failure> {
+    pub(crate) fn parse(format: Format, given: &KeyValues) -> Result<(Amendment, Option<Failure>), Failure> {
         let mut objection = None;
+        let slot_prefix = if format == Format::Luks { "" } else { SLOT_PREFIX };
         for (key, _) in given.iter() {
-            check_key(key)?;
+            check_key(format, key)?;
         }
         let owned = |key: &str| given.get(key).map(str::to_owned);
         let (file, format) = (owned("backing_file"), owned("backing_fmt"));
         let size = given.get("size").map(parse_size).transpose();
         let size = size.map_err(|why| Failure::usage(format!("size: {why}")))?;
         let lazy = switch(given, "lazy_refcounts")?;
-        let keys = KeySlotWords::of(given, "encrypt.")?;
+        let keys = KeySlotWords::of(given, slot_prefix)?;
         let version = given.get("compat").and_then(|word| known(version(word), &mut objection));
         let bits = given.get("refcount_bits").map(parse_number).transpose();
         let bits = bits.map_err(|why| Failure::usage(format!("refcount_bits: {why}")))?;
@@ -93,16 +98,20 @@ fn known<T>(value: Result<T, Failure>, objection: &mut Option<Failure>) -> Optio
     }
 }
 
-fn check_key(key: &str) -> Result<(), Failure> {
-    if help().any(|(known, ..)| known == key) {
+fn check_key(format: Format, key: &str) -> Result<(), Failure> {
+    let options = help(format);
+    if options.iter().any(|(known, ..)| known == key) {
         return Ok(());
     }
-    if CREATION_ONLY.contains(&key) || encryption_options::KEYS.contains(&key) {
+    if CREATION_ONLY.contains(&key)
+        || encryption_options::KEYS.contains(&key)
+        || encryption_options::luks_keys().any(|known| known == key)
+    {
         return Err(Failure::usage(format!("'{key}' is an option of new images only"))
             .hint("Convert the image to give it another value: cowimg convert -O qcow2 -o ..."));
     }
     let failure = Failure::usage(format!("there is no option '{key}'"));
-    Err(match nearest(key, AMENDABLE.iter().map(|(known, ..)| *known)) {
+    Err(match nearest(key, options.iter().map(|(known, ..)| known.as_str())) {
         Some(known) => failure.hint(format!("Did you mean '{known}'? `-o help` lists all options")),
         None => failure.hint("`-o help` lists all options"),
     })
@@ -137,7 +146,7 @@ mod tests {
     use super::*;
 
     fn parse(list: &str) -> Result<Amendment, Failure> {
-        match Amendment::parse(&KeyValues::parse(&[list]).unwrap())? {
+        match Amendment::parse(Format::Qcow2, &KeyValues::parse(&[list]).unwrap())? {
             (amendment, None) => Ok(amendment),
             (_, Some(objection)) => Err(objection),
         }

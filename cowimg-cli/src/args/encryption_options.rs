@@ -36,13 +36,24 @@ const LUKS_KEYS: [&str; 6] = [
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EncryptionWords {
     given: Vec<(&'static str, String)>,
+    /// Whether they are those of a LUKS image, whose keys have no prefix.
+    is_luks: bool,
 }
+
+/// What is before the key of most options, save in a LUKS image.
+const PREFIX: &str = "encrypt.";
 
 impl EncryptionWords {
     /// Picks them from all options.
     pub(crate) fn of(given: &KeyValues) -> EncryptionWords {
         let pick = |key: &&'static str| given.get(key).map(|word| (*key, word.to_owned()));
-        EncryptionWords { given: KEYS.iter().filter_map(pick).collect() }
+        EncryptionWords { given: KEYS.iter().filter_map(pick).collect(), is_luks: false }
+    }
+
+    /// Picks those of a LUKS image from all options.
+    pub(crate) fn of_luks(given: &KeyValues) -> EncryptionWords {
+        let pick = |key: &'static str| given.get(key).map(|word| (key, word.to_owned()));
+        EncryptionWords { given: luks_keys().filter_map(pick).collect(), is_luks: true }
     }
 
     /// The options as they were given, in their order.
@@ -56,11 +67,24 @@ impl EncryptionWords {
     }
 
     fn get(&self, key: &str) -> Option<&str> {
-        self.iter().find(|(given, _)| *given == key).map(|(_, word)| word)
+        self.iter().find(|(given, _)| *given == self.shown(key)).map(|(_, word)| word)
+    }
+
+    /// The key as the image's format has it.
+    fn shown<'a>(&self, key: &'a str) -> &'a str {
+        key.strip_prefix(PREFIX).filter(|_| self.is_luks).unwrap_or(key)
+    }
+
+    /// What a LUKS image is made with, with the passphrase from its secret; none for other images.
+    pub(crate) fn luks_image(&self) -> Result<Option<LuksOptions>, Failure> {
+        self.is_luks.then(|| self.luks()).transpose()
     }
 
     /// The encryption that they ask for, with the passphrase from its secret.
     pub(crate) fn encryption(&self) -> Result<Option<Encryption>, Failure> {
+        if self.is_luks {
+            return Ok(None);
+        }
         let old = match self.get("encryption") {
             None | Some("off" | "no" | "false" | "n") => false,
             Some("on" | "yes" | "true" | "y") => true,
@@ -104,12 +128,14 @@ impl EncryptionWords {
         self.parse("encrypt.ivgen-alg", &mut luks.iv)?;
         self.parse("encrypt.hash-alg", &mut luks.hash)?;
         if let Some(word) = self.get("encrypt.ivgen-hash-alg") {
-            luks.iv_hash = Some(word.parse().map_err(|why| refused("encrypt.ivgen-hash-alg", &why))?);
+            let parsed = word.parse().map_err(|why| refused(self.shown("encrypt.ivgen-hash-alg"), &why))?;
+            luks.iv_hash = Some(parsed);
         }
         if let Some(word) = self.get("encrypt.iter-time") {
             let millis = parse_number(word).ok().and_then(|millis| u64::try_from(millis).ok());
             let millis = millis.ok_or_else(|| {
-                Failure::usage(format!("encrypt.iter-time is '{word}'; it must be a number of milliseconds"))
+                let key = self.shown("encrypt.iter-time");
+                Failure::usage(format!("{key} is '{word}'; it must be a number of milliseconds"))
             })?;
             luks.iteration_time = Duration::from_millis(millis);
         }
@@ -123,7 +149,7 @@ impl EncryptionWords {
         T::Err: std::fmt::Display,
     {
         if let Some(word) = self.get(key) {
-            *place = word.parse().map_err(|why| refused(key, &why))?;
+            *place = word.parse().map_err(|why| refused(self.shown(key), &why))?;
         }
         Ok(())
     }
@@ -131,10 +157,18 @@ impl EncryptionWords {
     fn passphrase(&self) -> Result<Passphrase, Failure> {
         match self.get("encrypt.key-secret") {
             Some(id) => object::passphrase(id),
-            None => Err(Failure::usage("an encrypted image needs a secret: encrypt.key-secret=ID")
-                .hint("Define it with --object secret,id=ID,file=PATH")),
+            None => Err(Failure::usage(format!(
+                "an encrypted image needs a secret: {}=ID",
+                self.shown("encrypt.key-secret")
+            ))
+            .hint("Define it with --object secret,id=ID,file=PATH")),
         }
     }
+}
+
+/// The keys of a LUKS image, in the order of [`KEYS`].
+pub(crate) fn luks_keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter_map(|key| key.strip_prefix(PREFIX)).filter(|key| *key != "format")
 }
 
 fn refused(key: &str, why: &impl std::fmt::Display) -> Failure {

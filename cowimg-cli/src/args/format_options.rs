@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 
+use cowimg::encryption::LuksOptions;
 use cowimg::{CompressionType, Format, LazyRefcounts, Preallocation, Qcow2CreateOptions, Version};
 
 use crate::args::encryption_options::EncryptionWords;
@@ -151,12 +152,28 @@ const OPTIONS: [OptionHelp; 21] = [
     OptionHelp { key: "size", value: "size", purpose: "size of the disk", in_raw: true },
 ];
 
+/// What only LUKS images have, in the order in which help lists it.
+const LUKS_OPTIONS: [OptionHelp; 7] = [
+    luks_option("cipher-alg", "str", "cipher (default aes-256)"),
+    luks_option("cipher-mode", "str", "mode of the cipher (default xts)"),
+    luks_option("hash-alg", "str", "hash of key derivation (default sha256)"),
+    luks_option("iter-time", "num", "milliseconds that deriving a key takes (default 2000)"),
+    luks_option("ivgen-alg", "str", "where initialisation vectors come from (default plain64)"),
+    luks_option("ivgen-hash-alg", "str", "hash for ivgen-alg=essiv (default sha256)"),
+    luks_option("key-secret", "str", "id of the --object secret that opens the image"),
+];
+
+const fn luks_option(key: &'static str, value: &'static str, purpose: &'static str) -> OptionHelp {
+    OptionHelp { key, value, purpose, in_raw: false }
+}
+
 /// Options that qemu-img has for these formats and that this version does not handle.
-const UNHANDLED: [&str; 2] = ["extent_size_hint", "nocow"];
+const UNHANDLED: [&str; 3] = ["detached-header", "extent_size_hint", "nocow"];
 
 /// The options that images of a format have.
 pub(crate) fn options_of(format: Format) -> impl Iterator<Item = &'static OptionHelp> {
-    OPTIONS.iter().filter(move |option| option.in_raw || format == Format::Qcow2)
+    let own: &[OptionHelp] = if format == Format::Luks { &LUKS_OPTIONS } else { &[] };
+    own.iter().chain(OPTIONS.iter().filter(move |option| option.in_raw || format == Format::Qcow2))
 }
 
 /// What `-o` said, checked, with the words that a report repeats as they were given.
@@ -214,7 +231,10 @@ impl FormatOptions {
             backing_file: owned("backing_file"),
             backing_format: backing_format.map_err(|why| Failure::usage(format!("backing_fmt: {why}")))?,
             qcow2: qcow2_options(given, &mut objection)?,
-            encryption: EncryptionWords::of(given),
+            encryption: match format {
+                Format::Luks => EncryptionWords::of_luks(given),
+                _ => EncryptionWords::of(given),
+            },
             preallocation: object(preallocation(given), &mut objection),
             compat_word: owned("compat"),
             lazy_refcounts_word: owned("lazy_refcounts"),
@@ -231,6 +251,11 @@ impl FormatOptions {
     /// What a qcow2 image is asked for, with the passphrase of its encryption.
     pub(crate) fn qcow2_encrypted(&self) -> Result<Qcow2CreateOptions, Failure> {
         Ok(Qcow2CreateOptions { encryption: self.encryption.encryption()?, ..self.qcow2.clone() })
+    }
+
+    /// What a LUKS image is made with, with its passphrase; none for other images.
+    pub(crate) fn luks_image(&self) -> Result<Option<LuksOptions>, Failure> {
+        self.encryption.luks_image()
     }
 
     /// Options that are fine alone and not beside each other.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use cowimg::Format;
 
 /// Formats that images may have and that this version does not read.
-const UNHANDLED_FORMATS: [&str; 10] =
-    ["bochs", "cloop", "dmg", "luks", "parallels", "qed", "vdi", "vhdx", "vmdk", "vpc"];
+const UNHANDLED_FORMATS: [&str; 9] =
+    ["bochs", "cloop", "dmg", "parallels", "qed", "vdi", "vhdx", "vmdk", "vpc"];
 
 /// Starts of names that mean something other than a file to qemu-img.
 const UNHANDLED_SCHEMES: [&str; 14] = [
@@ -33,9 +33,9 @@ pub(crate) fn parse_format(name: &str) -> Result<Format, String> {
     match name.parse() {
         Ok(format) => Ok(format),
         Err(_) if UNHANDLED_FORMATS.contains(&name) => Err(format!(
-            "format {name} is not handled by this version of cowimg; it handles raw, qcow2 and qcow"
+            "format {name} is not handled by this version of cowimg; it handles raw, qcow2, qcow and luks"
         )),
-        Err(_) => Err(format!("there is no format '{name}'; there are raw, qcow2 and qcow")),
+        Err(_) => Err(format!("there is no format '{name}'; there are raw, qcow2, qcow and luks")),
     }
 }
 
@@ -62,6 +62,7 @@ pub(crate) fn format_by_name(path: &Path) -> Option<Format> {
     match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
         "qcow2" | "qcow" => Some(Format::Qcow2),
         "raw" | "img" => Some(Format::Raw),
+        "luks" => Some(Format::Luks),
         _ => None,
     }
 }

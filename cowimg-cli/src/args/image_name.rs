@@ -183,6 +183,7 @@ impl Node {
         match format {
             Some(Format::Raw) if !is_file => node.take_window(tree, prefix)?,
             Some(Format::Raw) => {}
+            Some(Format::Luks) => node.take_luks(tree, prefix)?,
             _ => node.take_qcow2(tree, prefix)?,
         }
         Ok(node)
@@ -197,6 +198,21 @@ impl Node {
         if offset.is_some() || size.is_some() {
             self.options = self.options.clone().raw_window(offset.unwrap_or(0), size);
             self.shown = self.path.as_deref().map(|path| window_name(path, &given));
+        }
+        Ok(())
+    }
+
+    /// What opens a LUKS image, and where its header is.
+    fn take_luks(&mut self, tree: &mut OptionTree, prefix: &str) -> Result<(), Failure> {
+        let at = |key: &str| format!("{prefix}{key}");
+        let header = at("header");
+        let apart = tree.get(&header).is_some() || tree.has_below(&header);
+        if apart && let Some(file) = take_child(tree, &header, &mut Common::default())? {
+            self.options = self.options.clone().luks_header(file);
+        }
+        if let Some(id) = tree.take_text(&at("key-secret"))? {
+            self.options = self.options.clone().passphrase(object::passphrase(&id)?);
+            self.shown = self.path.as_deref().filter(|_| !apart).map(|path| luks_name(path, &id));
         }
         Ok(())
     }
@@ -369,6 +385,13 @@ fn take_tuning(tree: &mut OptionTree, prefix: &str) -> Result<(), Failure> {
 fn no_references(path: &str) -> Failure {
     Failure::usage(format!("option '{path}' names another node, and there is none"))
         .hint(format!("A file is named by {path}.filename=NAME, or {path}.file.filename=NAME below a format"))
+}
+
+/// What reports call a LUKS image that is described with its secret.
+fn luks_name(path: &Path, id: &str) -> OsString {
+    let (path, id) = (serde_json::Value::from(path.to_string_lossy()), serde_json::Value::from(id));
+    let file = format!("\"file\": {{\"driver\": \"file\", \"filename\": {path}}}");
+    format!("json:{{\"driver\": \"luks\", {file}, \"key-secret\": {id}}}").into()
 }
 
 /// What reports call a part of a file: its description, with the values as they were given.

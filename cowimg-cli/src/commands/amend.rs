@@ -20,10 +20,10 @@ use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::progress_bar::{Display, Wanted};
 
-/// Change what a qcow2 image was created with
+/// Change what an image was created with
 ///
 /// Version of the format, width of refcounts, lazy refcounts, the name of an external data file, size, the passphrases that
-/// open an encrypted image: see '-o help'.
+/// open an encrypted image: see '-o help'. Of a luks image the last alone.
 /// An option that cannot be had changes nothing. An amendment that is stopped leaves a sound image: ask again.
 #[derive(Debug, clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
@@ -68,8 +68,8 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let given = KeyValues::parse(&args.options)?;
-    if given.asks_for_help() && args.format == Some(Format::Qcow2) {
-        return help(out);
+    if let (true, Some(format @ (Format::Qcow2 | Format::Luks))) = (given.asks_for_help(), args.format) {
+        return help(format, out);
     }
     let Some(file) = &args.file else {
         return Err(Failure::usage("which image is to be amended?"));
@@ -77,13 +77,14 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     args.objects.register()?;
     let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
     let mut image = ImageName::parse(file, form)?.cached(args.cache).open_to_write()?;
-    if image.format() == Format::Raw {
-        return Err(Failure::new("a raw image has no options that could be changed"));
+    let format = image.format();
+    if !matches!(format, Format::Qcow2 | Format::Luks) {
+        return Err(Failure::new(format!("a {format} image has no options that could be changed")));
     }
     if given.asks_for_help() {
-        return help(out);
+        return help(format, out);
     }
-    let (mut wanted, mut objection) = Amendment::parse(&given).or_else(|failure| {
+    let (mut wanted, mut objection) = Amendment::parse(format, &given).or_else(|failure| {
         // The end of qemu-img's progress lines.
         if args.progress && !args.quiet && out.manner == Manner::QemuImg {
             writeln!(out)?;
@@ -143,9 +144,9 @@ fn check_backing(image: &Image, wanted: Option<&(Option<String>, Option<String>)
     Err(Failure::new("the backing file cannot be amended").hint("`rebase` changes it"))
 }
 
-fn help(out: &mut Console) -> Result<ExitCode, Failure> {
-    writeln!(out, "What can be amended in an image of format qcow2:")?;
-    for (key, value, purpose) in amend_options::help() {
+fn help(format: Format, out: &mut Console) -> Result<ExitCode, Failure> {
+    writeln!(out, "What can be amended in an image of format {format}:")?;
+    for (key, value, purpose) in amend_options::help(format) {
         writeln!(out, "  {:<24} {purpose}", format!("{key}=<{value}>"))?;
     }
     Ok(ExitCode::Success)

@@ -125,6 +125,10 @@ fn open(args: &Args, image: &ImageName, out: &Console) -> Result<CheckedFile, Fa
     };
     let mut file = CheckedFile::open(&image.path, &options, access)?;
     let format = file.format();
+    if format == Format::Luks {
+        // As in qemu-img nothing is said of an image that does not open.
+        options.open(&image.path)?;
+    }
     if format != Format::Qcow2 {
         return Err(Failure::new(format!("{}: a {format} image has nothing to check", image.path.display()))
             .code(ExitCode::CheckUnsupported));

@@ -115,9 +115,12 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         preallocation: options.preallocation,
         overwrite: out.overwrite(args.force),
         qcow2: options.qcow2.clone(),
+        luks: None,
     };
     // What can be known of the image before its options are judged; the strict manner says it even if they are bad.
     let simple = CreateOptions {
+        // Of a LUKS image no more than of a raw one.
+        format: if format == Format::Luks { Format::Raw } else { format },
         preallocation: Preallocation::Off,
         qcow2: Qcow2CreateOptions::default(),
         ..wanted.clone()
@@ -131,6 +134,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         return Err(objection);
     }
     wanted.qcow2 = options.qcow2_encrypted()?;
+    wanted.luks = options.luks_image()?;
     write_image(file, &wanted)?;
     if !strict {
         announce(args, &wanted, (&options, &report), out)?;

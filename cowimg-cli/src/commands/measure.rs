@@ -73,6 +73,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
     let create = CreateOptions {
         preallocation: options.preallocation,
         qcow2: options.qcow2_encrypted()?,
+        luks: options.luks_image()?,
         ..CreateOptions::new(args.target_format)
     };
     let target =

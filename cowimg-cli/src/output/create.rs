@@ -34,6 +34,9 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
     write!(out, "', fmt={}", created.format)?;
     if created.format != Format::Qcow2 {
         write!(out, " size={size}")?;
+        for (key, word) in options.encryption.iter() {
+            write!(out, " {key}={word}")?;
+        }
         if let Some(word) = &options.preallocation_word {
             write!(out, " preallocation={word}")?;
         }

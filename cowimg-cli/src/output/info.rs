@@ -103,13 +103,24 @@ fn protocol(info: &ImageInfo) -> &'static str {
 
 /// What only images of this format have, if it has such things.
 fn format_specific(info: &ImageInfo) -> Option<Vec<(&'static str, Json)>> {
+    if let Some(header) = &info.luks {
+        return Some(luks(header).into_iter().filter(|(key, _)| *key != "format").collect());
+    }
     let qcow2 = info.qcow2.as_ref()?;
     let mut fields = vec![
         ("compat", if qcow2.version == Version::V2 { "0.10" } else { "1.1" }.into()),
         ("compression-type", qcow2.compression.as_str().into()),
     ];
+    let encryption = match (qcow2.crypt_method, &qcow2.luks) {
+        (CryptMethod::Aes, _) => Some(vec![("format", "aes".into())]),
+        (CryptMethod::Luks, Some(header)) => Some(luks(header)),
+        (CryptMethod::Luks, None) => Some(vec![("format", "luks".into())]),
+        _ => None,
+    };
+    let encryption = encryption.map(|fields| ("encrypt", Json::Object(fields)));
     if qcow2.version == Version::V2 {
         fields.push(("refcount-bits", qcow2.refcount_bits.into()));
+        fields.extend(encryption);
         return Some(fields);
     }
     fields.push(("lazy-refcounts", qcow2.lazy_refcounts.into()));
@@ -120,15 +131,7 @@ fn format_specific(info: &ImageInfo) -> Option<Vec<(&'static str, Json)>> {
     if let Some(name) = &qcow2.data_file {
         fields.push(("data-file", name.as_bytes().into()));
     }
-    let encryption = match (qcow2.crypt_method, &qcow2.luks) {
-        (CryptMethod::Aes, _) => Some(vec![("format", "aes".into())]),
-        (CryptMethod::Luks, Some(header)) => Some(luks(header)),
-        (CryptMethod::Luks, None) => Some(vec![("format", "luks".into())]),
-        _ => None,
-    };
-    if let Some(encryption) = encryption {
-        fields.push(("encrypt", Json::Object(encryption)));
-    }
+    fields.extend(encryption);
     if qcow2.data_file.is_some() {
         fields.push(("data-file-raw", qcow2.data_file_raw.into()));
     }
@@ -160,7 +163,7 @@ fn luks(header: &LuksHeader) -> Vec<(&'static str, Json)> {
     };
     let mut fields = vec![
         ("ivgen-alg", generator.into()),
-        ("detached-header", false.into()),
+        ("detached-header", header.is_detached().into()),
         ("hash-alg", header.hash_spec.as_str().into()),
         ("cipher-alg", cipher.as_str().into()),
         ("uuid", header.uuid.as_str().into()),

@@ -230,6 +230,19 @@ impl FileState {
         }
     }
 
+    /// Whether it begins as a LUKS image does.
+    pub(crate) fn is_luks(&self) -> bool {
+        matches!(self, FileState::Small(bytes) if bytes.starts_with(b"LUKS"))
+    }
+
+    /// Its length, if it is a small file.
+    pub(crate) fn len(&self) -> Option<usize> {
+        match self {
+            FileState::Small(bytes) => Some(bytes.len()),
+            FileState::Large(..) | FileState::Special(_) => None,
+        }
+    }
+
     /// Whether it begins as a qcow2 image does.
     pub(crate) fn is_qcow2(&self, path: &Path) -> bool {
         const MAGIC: &[u8] = b"QFI\xfb";

@@ -38,6 +38,7 @@ mod dd;
 mod images;
 mod info;
 mod keys;
+mod luks;
 mod map;
 mod measure;
 mod outcome;

@@ -49,6 +49,10 @@ impl Judge<'_> {
         if is_qcow2 != ours.is_qcow2(&our_path) {
             return vec![format!("{}: only one is a qcow2 image", name.display())];
         }
+        if theirs.is_luks() || ours.is_luks() {
+            let found = self.volume(&their_path, &our_path, (theirs, ours));
+            return found.iter().map(|what| format!("{}: {what}", name.display())).collect();
+        }
         let mut found = Vec::new();
         found.extend(Judge::content(&their_path, &our_path, is_qcow2));
         let is_untouched = theirs == ours && self.bench.state_before().get(name) == Some(theirs);
@@ -64,6 +68,23 @@ impl Judge<'_> {
             }
         }
         found.iter().map(|what| format!("{}: {what}", name.display())).collect()
+    }
+
+    /// Two LUKS images have keys of their own, so that no byte is the same: the rows read their content themselves.
+    fn volume(
+        &self,
+        theirs: &Path,
+        ours: &Path,
+        (their_state, our_state): (&FileState, &FileState),
+    ) -> Option<String> {
+        let info = |path: &Path, side: Side| {
+            let (code, words) = answer_of(Command::new("qemu-img").args(["info", "-f", "luks"]).arg(path));
+            (code, spoken::comparable(words.as_bytes(), &self.bench.folder(side), LeftOut::default()))
+        };
+        let (theirs, ours) = (info(theirs, Side::Theirs), info(ours, Side::Ours));
+        let is_as_long = their_state.len() == our_state.len();
+        (theirs != ours || !is_as_long)
+            .then(|| format!("luks: {} and {}\n{}", theirs.0, ours.0, spoken::difference(&theirs.1, &ours.1)))
     }
 
     /// The disks are equal. Which zeroes are stored and which are not is each program's own affair.

@@ -29,8 +29,17 @@ pub(crate) fn comparable(report: &[u8], folder: &Path, left_out: LeftOut) -> Str
 fn comparable_line(line: &str, left_out: LeftOut) -> String {
     let mut line = line.to_owned();
     // Blocks that a file takes are the file system's business.
-    // How many iterations take the time that was asked for depends on the moment.
-    for label in ["disk size: ", "\"actual-size\": ", "iters: ", "\"iters\": "] {
+    // How many iterations take the time that was asked for depends on the moment, and each volume has a UUID of its own.
+    for label in [
+        "disk size: ",
+        "\"actual-size\": ",
+        "iters: ",
+        "\"iters\": ",
+        "master key iters: ",
+        "\"master-key-iters\": ",
+        "uuid: ",
+        "\"uuid\": ",
+    ] {
         line = after(&line, label, |rest| rest.ends_with(','));
     }
     if line.starts_with("Run completed in ") {

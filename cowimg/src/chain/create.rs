@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::cancellable::CancellableStorage;
 use super::data::data_file_path;
-use super::encrypt::Encryption;
+use super::encrypt::{Encryption, LuksOptions};
 use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
@@ -119,6 +119,8 @@ pub struct CreateOptions {
     pub overwrite: Overwrite,
     /// What only qcow2 images have.
     pub qcow2: Qcow2CreateOptions,
+    /// How a LUKS image is encrypted, which needs it.
+    pub luks: Option<LuksOptions>,
 }
 
 impl CreateOptions {
@@ -131,7 +133,13 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
             overwrite: Overwrite::Refuse,
             qcow2: Qcow2CreateOptions::default(),
+            luks: None,
         }
+    }
+
+    /// A LUKS image of `size` bytes. What was never written reads as noise.
+    pub fn luks(size: u64, luks: LuksOptions) -> CreateOptions {
+        CreateOptions { size: Some(size), luks: Some(luks), ..CreateOptions::new(Format::Luks) }
     }
 
     /// A qcow2 image of `size` bytes.
@@ -177,6 +185,7 @@ pub struct CreatePlan {
 #[derive(Debug, Clone)]
 enum Content {
     Raw { size: u64 },
+    Luks { luks: LuksOptions, size: u64 },
     Qcow2(Box<FreshParams>),
 }
 
@@ -197,6 +206,11 @@ impl CreatePlan {
                 }
             }
             Content::Raw { size } => write_raw(storage, *size, self.preallocation),
+            Content::Luks { luks, size } => {
+                let start = luks.header_len();
+                luks.write_header_at_start(storage)?;
+                write_raw_from(storage, ByteRange::between(start, start + size), self.preallocation)
+            }
         }
     }
 }
@@ -226,9 +240,13 @@ impl CreatePlan {
 }
 
 fn write_raw(storage: &dyn Storage, size: u64, preallocation: Preallocation) -> Result<()> {
-    let whole = ByteRange::between(0, size);
+    write_raw_from(storage, ByteRange::between(0, size), preallocation)
+}
+
+/// Makes the rest of a file, from where it ends now.
+fn write_raw_from(storage: &dyn Storage, whole: ByteRange, preallocation: Preallocation) -> Result<()> {
     match preallocation {
-        Preallocation::Off | Preallocation::Metadata => storage.set_len(size),
+        Preallocation::Off | Preallocation::Metadata => storage.set_len(whole.end()),
         Preallocation::Falloc => storage.allocate(whole),
         Preallocation::Full => storage.write_every_byte(whole),
     }
@@ -252,6 +270,7 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
     let content = match options.format {
         Format::Raw => raw_content(size, options)?,
         Format::Qcow2 => Content::Qcow2(Box::new(qcow2_params(size, options, found_backing_format)?)),
+        Format::Luks => luks_content(size, options)?,
         Format::Qcow => return Err(read_only_format(options.format)),
     };
     let data_file = match &options.qcow2.data_file {
@@ -262,6 +281,17 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
     };
     let encryption = options.qcow2.encryption.clone();
     Ok(CreatePlan { content, encryption, data_file, preallocation: options.preallocation, report })
+}
+
+fn luks_content(size: u64, options: &CreateOptions) -> Result<Content> {
+    if options.backing.is_some() {
+        return Err(Error::invalid("a luks image cannot have a backing file; use the format qcow2"));
+    }
+    let Some(luks) = &options.luks else {
+        return Err(Error::invalid("a luks image needs a passphrase"));
+    };
+    luks.check()?;
+    Ok(Content::Luks { luks: luks.clone(), size })
 }
 
 /// The refusal of a new image of a format that is only read.
@@ -389,12 +419,8 @@ fn look_at_backing(path: &Path, backing: &BackingOptions) -> Result<LookedAt> {
     let resolved = names::resolve(backing.name.as_bytes(), Some(path)).map_err(context)?;
     let options = OpenOptions { format: backing.format, ..OpenOptions::default() };
     let found = Found::open(&resolved, &options, Purpose::Peek).map_err(context)?;
-    let size = if let Some(size) = found.kind.stated_size() {
-        size
-    } else {
-        let len = found.storage.len().map_err(|error| context(Error::io("read its length", error)))?;
-        len.next_multiple_of(512)
-    };
+    let len = found.storage.len().map_err(|error| context(Error::io("read its length", error)))?;
+    let size = found.kind.disk_size(len);
     let found_format = backing.format.is_none().then(|| found.kind.format());
     Ok(LookedAt { size: Some(size), found_format })
 }

@@ -7,6 +7,7 @@ use crate::codec::crypt::{CipherAlgorithm, CipherMode, HashAlgorithm, IvGenerato
 use crate::error::Result;
 use crate::format::luks::{KEY_SLOTS, LuksHeader, SECTOR_SIZE};
 use crate::format::qcow2::layout::FreshEncryption;
+use crate::luks::LuksPlace;
 use crate::qcow2::{Qcow2, luks_place};
 use crate::storage::Storage;
 
@@ -54,7 +55,8 @@ impl LuksOptions {
         }
     }
 
-    fn header_len(&self) -> u64 {
+    /// Bytes from the start of the header to that of the data: what the volume takes on top of the disk.
+    pub fn header_len(&self) -> u64 {
         let key_bytes = self.volume().scheme.key_len() as u32;
         u64::from(LuksHeader::fresh_place(key_bytes, KEY_SLOTS)) * SECTOR_SIZE
     }
@@ -64,6 +66,16 @@ impl LuksOptions {
         let iv_hash = self.iv_hash.or(essiv.then_some(HashAlgorithm::Sha256));
         let scheme = Scheme { cipher: self.cipher, mode: self.mode, iv: self.iv, iv_hash };
         VolumeOptions { scheme, hash: self.hash, iteration_time: self.iteration_time }
+    }
+
+    /// Refuses parts that do not fit together.
+    pub(super) fn check(&self) -> Result<()> {
+        Ok(self.volume().scheme.validate()?)
+    }
+
+    /// Writes the header of a LUKS image.
+    pub(super) fn write_header_at_start(&self, storage: &dyn Storage) -> Result<()> {
+        LuksPlace::new(storage, 0).write_new(&self.volume(), &self.passphrase).map(drop)
     }
 
     /// Writes the LUKS header and the first slot's key material to the place that the image in `storage` has for them.
@@ -96,7 +108,7 @@ impl Encryption {
             None => FreshEncryption::None,
             Some(Encryption::Aes(_)) => FreshEncryption::Aes,
             Some(Encryption::Luks(options)) => {
-                options.volume().scheme.validate()?;
+                options.check()?;
                 FreshEncryption::Luks { header_len: options.header_len() }
             }
         })

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use super::data::data_options;
 use super::options::OpenOptions;
 use super::walk::{Found, Kind};
+use crate::codec::crypt::Passphrase;
 use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};
 use crate::format::probe::Format;
 use crate::format::qcow2::Header;
+use crate::luks::{Luks, LuksStorages};
 use crate::progress::Control;
 use crate::qcow1::{Qcow1, Qcow1Options};
-use crate::qcow2::{Qcow2, Qcow2Options};
+use crate::qcow2::{AmendOptions, Qcow2, Qcow2Options};
 use crate::range::ByteRange;
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
@@ -22,6 +24,7 @@ pub(super) enum Engine {
     Raw(Arc<Raw>),
     Qcow2(Arc<Qcow2>),
     Qcow1(Arc<Qcow1>),
+    Luks(Arc<Luks>),
 }
 
 impl Engine {
@@ -43,6 +46,11 @@ impl Engine {
                 let header = Header::clone(header);
                 Engine::Qcow2(Arc::new(Qcow2::open(storage, header, below, options)?))
             }
+            Kind::Luks(found) => {
+                let header = found.apart.clone().map(|apart| apart as Arc<dyn Storage>);
+                let storages = LuksStorages { own: storage, header };
+                Engine::Luks(Arc::new(Luks::open(storages, options.passphrase.as_ref(), writable)?))
+            }
             Kind::Qcow1(header) => {
                 let passphrase = options.passphrase.as_ref();
                 let options = Qcow1Options { writable, cache_bytes, passphrase };
@@ -51,12 +59,42 @@ impl Engine {
         })
     }
 
+    /// Changes what the image was created with; `passphrase` has opened it.
+    pub(super) fn amend(
+        &mut self,
+        wanted: &AmendOptions,
+        passphrase: Option<&Passphrase>,
+        control: &Control<'_>,
+    ) -> Result<()> {
+        match self {
+            Engine::Qcow2(qcow2) => match Arc::get_mut(qcow2) {
+                Some(qcow2) => qcow2.amend(wanted, passphrase, control),
+                None => Err(Error::unsupported("the image is in use as the backing file of another")),
+            },
+            Engine::Luks(luks) => {
+                let Some(change) = &wanted.key_slots else { return Ok(()) };
+                let keys_alone = AmendOptions {
+                    key_slots: wanted.key_slots.clone(),
+                    key_loss: wanted.key_loss,
+                    shrink: wanted.shrink,
+                    ..AmendOptions::default()
+                };
+                if *wanted != keys_alone {
+                    return Err(Error::unsupported("of a luks image only the key slots can be changed"));
+                }
+                luks.change_keys(change, wanted.key_loss)
+            }
+            Engine::Raw(_) | Engine::Qcow1(_) => Err(self.refusal("has no options that could be changed")),
+        }
+    }
+
     /// The disk.
     pub(super) fn disk(&self) -> &dyn Disk {
         match self {
             Engine::Raw(raw) => &**raw,
             Engine::Qcow2(qcow2) => &**qcow2,
             Engine::Qcow1(qcow1) => &**qcow1,
+            Engine::Luks(luks) => &**luks,
         }
     }
 
@@ -66,6 +104,7 @@ impl Engine {
             Engine::Raw(raw) => raw,
             Engine::Qcow2(qcow2) => qcow2,
             Engine::Qcow1(qcow1) => qcow1,
+            Engine::Luks(luks) => luks,
         }
     }
 
@@ -74,6 +113,7 @@ impl Engine {
             Engine::Raw(_) => Format::Raw,
             Engine::Qcow2(_) => Format::Qcow2,
             Engine::Qcow1(_) => Format::Qcow,
+            Engine::Luks(_) => Format::Luks,
         }
     }
 
@@ -98,7 +138,7 @@ impl Engine {
     /// Bytes in a cluster, for formats that have clusters.
     pub(super) fn cluster_size(&self) -> Option<u64> {
         match self {
-            Engine::Raw(_) => None,
+            Engine::Raw(_) | Engine::Luks(_) => None,
             Engine::Qcow2(qcow2) => Some(qcow2.cluster_size()),
             Engine::Qcow1(qcow1) => Some(qcow1.cluster_size()),
         }
@@ -115,6 +155,7 @@ impl Engine {
     pub(super) fn resize(&self, new_size: u64, options: ResizeOptions, control: &Control<'_>) -> Result<()> {
         match self {
             Engine::Raw(raw) => raw.resize(new_size, options, control),
+            Engine::Luks(luks) => luks.resize(new_size, options, control),
             Engine::Qcow2(qcow2) => qcow2.judged(|| qcow2.resize(new_size, options, control)),
             Engine::Qcow1(_) => Err(self.refusal("cannot be resized")),
         }
@@ -124,6 +165,7 @@ impl Engine {
     pub(super) fn copy_from(&self, source: &dyn Storage, from: u64, range: ByteRange) -> Result<()> {
         match self {
             Engine::Raw(raw) => raw.copy_from(source, from, range),
+            Engine::Luks(luks) => luks.copy_from(source, from, range),
             Engine::Qcow2(qcow2) => qcow2.judged(|| qcow2.copy_from(source, from, range)),
             Engine::Qcow1(_) => Err(self.refusal("cannot be written")),
         }

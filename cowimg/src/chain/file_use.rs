@@ -6,10 +6,11 @@
 //! | qcow2, qcow | reading | read | write, resize |
 //! | qcow2, qcow | reading, between the top and a layer that is written | read | read, write, resize |
 //! | qcow2 | writing | read, write, resize | write, resize |
-//! | raw | its size alone | | |
-//! | raw | reading | read | |
-//! | raw | writing | read, write | |
-//! | raw | resizing | read, write, resize | |
+//! | raw, luks | its size alone | | |
+//! | raw, luks | reading | read | |
+//! | raw, luks | writing | read, write | |
+//! | luks | changing its keys | read, write | write, resize |
+//! | raw, luks | resizing | read, write, resize | |
 //! | a part of a file as a raw image | | as raw | resize |
 //! | an image's data file | reading | read | resize |
 //! | an image's data file | writing | read, write, resize | resize |
@@ -96,7 +97,8 @@ impl Part {
     /// The file of an image of this format, which may be a part of it.
     pub(super) fn of(format: Format, window: Option<RawWindow>) -> Part {
         match (format, window) {
-            (Format::Raw, None) => Part::Raw,
+            // The header changes only when keys do; who does that takes more.
+            (Format::Raw, None) | (Format::Luks, _) => Part::Raw,
             (Format::Raw, Some(_)) => Part::RawWindow,
             (Format::Qcow2 | Format::Qcow, _) => Part::Mapped,
         }
@@ -134,6 +136,16 @@ pub(super) const CREATION: FileUse = FileUse {
     takes: Permissions::WRITE.with(Permissions::RESIZE),
     bears: Permissions::ALL.without(Permissions::RESIZE),
 };
+
+/// Keeps others from writing `file`, if it is locked at all, while its header changes.
+pub(super) fn lock_for_keys(file: &FileStorage) -> Result<()> {
+    let held = file.locked_for();
+    if held == FileUse::NONE {
+        return Ok(());
+    }
+    let unborne = Permissions::WRITE.with(Permissions::RESIZE);
+    file.lock(FileUse { bears: Permissions::ALL.without(unborne), ..held })
+}
 
 /// Takes the resizing of `file` on top of what it is locked for, if it is locked at all.
 pub(super) fn lock_for_resizing(file: &FileStorage) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::create::{CreateOptions, create};
 use super::engine::Engine;
 use super::extents::Extents;
-use super::file_use::{Purpose, lock_for_resizing};
+use super::file_use::{Purpose, lock_for_keys, lock_for_resizing};
 use super::info::ImageInfo;
 use super::merged::merged;
 use super::options::OpenOptions;
@@ -132,7 +132,7 @@ impl Image {
     }
 
     pub(super) fn open_storage_with(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
-        Image::assemble(Found::of_storage(storage, options.format, options.access)?, options)
+        Image::assemble(Found::of_storage(storage, options, options.access)?, options)
     }
 
     /// Opens the engines from the bottom of the chain up: each receives the disk below it.
@@ -145,8 +145,9 @@ impl Image {
         let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
         for (depth, Layer { found }) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { found.access };
-            let without_data_file = OpenOptions { data_file: None, data_storage: None, ..options.clone() };
-            let options = if depth == 0 { options } else { &without_data_file };
+            let passphrase = found.passphrase.clone();
+            let of_layer = OpenOptions { data_file: None, data_storage: None, passphrase, ..options.clone() };
+            let options = if depth == 0 { options } else { &of_layer };
             let below = match depth {
                 // A layer that is written answers for other parts from one moment to the next.
                 0 if options.writable_layer.is_none() => {
@@ -271,7 +272,7 @@ impl Image {
     /// Changes what the image was created with. Everything is judged first: what is refused changes nothing. Each step is
     /// whole or not at all after a crash and leaves the image sound, so that the call may simply be repeated.
     ///
-    /// Refused are raw images, widths that a refcount of the image does not fit, and a version 2 for an image that has
+    /// Of a LUKS image the key slots can be changed, and nothing else. Refused are raw images, widths that a refcount of the image does not fit, and a version 2 for an image that has
     /// bitmaps, a data file, features of version 3, or snapshots that version 2 cannot describe.
     pub fn amend(&mut self, wanted: &AmendOptions, control: &Control<'_>) -> Result<()> {
         if let (Some(_), Some(file)) =
@@ -279,13 +280,14 @@ impl Image {
         {
             self.named(lock_for_resizing(file))?;
         }
-        let amended = match &mut self.top {
-            Engine::Qcow2(qcow2) => match Arc::get_mut(qcow2) {
-                Some(qcow2) => qcow2.amend(wanted, self.passphrase.as_ref(), control),
-                None => Err(Error::unsupported("the image is in use as the backing file of another")),
-            },
-            other => Err(other.refusal("has no options that could be changed")),
-        };
+        if let (Engine::Luks(_), Some(layer)) = (&self.top, self.layers.first()) {
+            let header = match layer.kind() {
+                Kind::Luks(luks) if luks.apart.is_some() => luks.apart.as_ref(),
+                _ => layer.found.file.as_ref(),
+            };
+            self.named(header.map_or(Ok(()), |header| lock_for_keys(header)))?;
+        }
+        let amended = self.top.amend(wanted, self.passphrase.as_ref(), control);
         self.named(amended)
     }
 
@@ -351,7 +353,8 @@ impl Image {
         let found = &layer.found;
         let (storage, file) = (Arc::clone(&found.storage), found.file.clone());
         let (access, start) = (found.access, found.start);
-        let now = Found { path: found.path.clone(), storage, file, kind, access, start };
+        let (path, passphrase) = (found.path.clone(), None);
+        let now = Found { path, storage, file, kind, access, start, passphrase };
         self.named(ImageInfo::read(&now))
     }
 
@@ -425,7 +428,7 @@ fn at_snapshot(top: Found, options: &OpenOptions) -> Result<Found> {
         )));
     }
     let kind = match &top.kind {
-        Kind::Raw | Kind::Qcow1(_) => {
+        Kind::Raw | Kind::Qcow1(_) | Kind::Luks(_) => {
             let wanted = selector.to_string();
             return Err(named(Error::new(ErrorKind::SnapshotNotFound { wanted })));
         }

@@ -46,6 +46,8 @@ pub struct ImageInfo {
     pub snapshots: Vec<Snapshot>,
     /// What only qcow2 images have.
     pub qcow2: Option<Qcow2Info>,
+    /// The header of a LUKS image.
+    pub luks: Option<LuksHeader>,
 }
 
 /// An image's reference to its backing file.
@@ -107,7 +109,7 @@ pub fn inspect_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Ve
 impl ImageInfo {
     pub(super) fn read(found: &Found) -> Result<ImageInfo> {
         let header = match &found.kind {
-            Kind::Raw | Kind::Qcow1(_) => None,
+            Kind::Raw | Kind::Luks(_) | Kind::Qcow1(_) => None,
             Kind::Qcow2(header) => Some(&**header),
         };
         ImageInfo::of(found.path.as_deref(), &*found.storage, header, found)
@@ -129,7 +131,7 @@ impl ImageInfo {
         Ok(ImageInfo {
             path: path.map(Path::to_path_buf),
             format: found.kind.format(),
-            virtual_size: found.kind.stated_size().unwrap_or(disk_len),
+            virtual_size: found.kind.disk_size(disk_len),
             file_len,
             disk_size: storage.allocated_bytes().map_err(io)?,
             is_device: path.is_some_and(is_device),
@@ -142,6 +144,10 @@ impl ImageInfo {
                 None => Vec::new(),
             },
             qcow2: header.map(|header| Qcow2Info::of(storage, header)).transpose()?,
+            luks: match &found.kind {
+                Kind::Luks(luks) => Some(luks.header.clone()),
+                _ => None,
+            },
         })
     }
 }
@@ -176,6 +182,7 @@ fn read_luks_header(storage: &dyn Storage, header: &Header) -> Result<Option<Luk
 fn is_encrypted(kind: &Kind) -> bool {
     match kind {
         Kind::Raw => false,
+        Kind::Luks(_) => true,
         Kind::Qcow2(header) => header.crypt_method != CryptMethod::None,
         Kind::Qcow1(header) => header.fields.crypt_method != qcow1::CryptMethod::None,
     }

@@ -85,7 +85,7 @@ impl Image {
 fn table_coverage(layer: &Layer) -> Option<u64> {
     match layer.kind() {
         // QEMU looks at clusters of a qcow image one by one, which shows in nothing but the number of lines of progress.
-        Kind::Raw | Kind::Qcow1(_) => None,
+        Kind::Raw | Kind::Luks(_) | Kind::Qcow1(_) => None,
         Kind::Qcow2(header) => Some(header.geometry().l2_coverage()),
     }
 }

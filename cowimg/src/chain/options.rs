@@ -46,6 +46,7 @@ pub struct OpenOptions {
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
     pub(super) raw_window: Option<RawWindow>,
+    pub(super) luks_header: Option<PathBuf>,
 }
 
 /// What stands in for the file that an image names as its backing file.
@@ -84,6 +85,7 @@ impl Default for OpenOptions {
             writable_layer: None,
             below: None,
             raw_window: None,
+            luks_header: None,
         }
     }
 }
@@ -221,6 +223,13 @@ impl OpenOptions {
     #[must_use]
     pub fn raw_window(mut self, offset: u64, size: Option<u64>) -> OpenOptions {
         self.raw_window = Some(RawWindow { offset, size });
+        self
+    }
+
+    /// The file that the header of a LUKS image is in, where that is apart from the data; the image's format is LUKS then.
+    #[must_use]
+    pub fn luks_header(mut self, path: impl Into<PathBuf>) -> OpenOptions {
+        self.luks_header = Some(path.into());
         self
     }
 

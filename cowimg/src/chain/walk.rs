@@ -11,9 +11,12 @@ use std::sync::Arc;
 use super::file_use::{Part, Purpose, file_use};
 use super::names;
 use super::options::{Below as StandIn, LayerChoice, OpenOptions};
+use crate::codec::crypt::Passphrase;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::luks::LuksHeader;
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
+use crate::luks::LuksPlace;
 use crate::qcow1;
 use crate::qcow2::Qcow2;
 use crate::qcow2::check::read_damaged_header;
@@ -32,6 +35,8 @@ pub(super) struct Found {
     pub(super) access: Access,
     /// Where the storage begins in its file, in bytes.
     pub(super) start: u64,
+    /// What opens it, if it is encrypted.
+    pub(super) passphrase: Option<Passphrase>,
 }
 
 /// What a layer is.
@@ -40,22 +45,50 @@ pub(super) enum Kind {
     Raw,
     Qcow2(Box<Header>),
     Qcow1(Box<qcow1::ImageHeader>),
+    Luks(Box<LuksFound>),
+}
+
+/// What is known of a LUKS image without its key.
+#[derive(Debug, Clone)]
+pub(super) struct LuksFound {
+    pub(super) header: LuksHeader,
+    /// The file that the header is in, if it is not the image's own; locked.
+    pub(super) apart: Option<Arc<FileStorage>>,
+}
+
+impl LuksFound {
+    fn read(own: &dyn Storage, apart: Option<Arc<FileStorage>>) -> Result<LuksFound> {
+        let place = match &apart {
+            Some(apart) => LuksPlace::apart(&**apart),
+            None => LuksPlace::new(own, 0),
+        };
+        Ok(LuksFound { header: place.read()?.header().clone(), apart })
+    }
 }
 
 impl Kind {
     /// Size of the disk in bytes, for formats whose header tells it.
     pub(super) fn stated_size(&self) -> Option<u64> {
         match self {
-            Kind::Raw => None,
+            Kind::Raw | Kind::Luks(_) => None,
             Kind::Qcow2(header) => Some(header.size),
             Kind::Qcow1(header) => Some(header.fields.size),
         }
     }
 
+    /// Size of the disk in bytes, where the image is in a storage of `len` bytes.
+    pub(super) fn disk_size(&self, len: u64) -> u64 {
+        let start = match self {
+            Kind::Luks(luks) => luks.header.payload_start(),
+            _ => 0,
+        };
+        self.stated_size().unwrap_or(len.saturating_sub(start).next_multiple_of(512))
+    }
+
     /// Bytes in a cluster, for formats that have clusters.
     pub(super) fn cluster_size(&self) -> Option<u64> {
         match self {
-            Kind::Raw => None,
+            Kind::Raw | Kind::Luks(_) => None,
             Kind::Qcow2(header) => Some(header.geometry().cluster_size()),
             Kind::Qcow1(header) => Some(header.fields.cluster_size()),
         }
@@ -66,6 +99,7 @@ impl Kind {
             Format::Raw => Kind::Raw,
             Format::Qcow2 => Kind::Qcow2(Box::new(Qcow2::read_header(storage)?)),
             Format::Qcow => Kind::Qcow1(Box::new(qcow1::read_header(storage)?)),
+            Format::Luks => Kind::Luks(Box::new(LuksFound::read(storage, None)?)),
         })
     }
 
@@ -82,6 +116,7 @@ impl Kind {
             Kind::Raw => Format::Raw,
             Kind::Qcow2(_) => Format::Qcow2,
             Kind::Qcow1(_) => Format::Qcow,
+            Kind::Luks(_) => Format::Luks,
         }
     }
 }
@@ -109,11 +144,23 @@ impl Found {
     ) -> Result<Found> {
         let file = Arc::new(file);
         let storage = options.cache_mode.storage(&file)?;
-        let format = stated_or_probed(&*storage, options.format)?;
+        let format = match (&options.luks_header, options.format) {
+            (None, stated) => stated_or_probed(&*storage, stated)?,
+            (Some(_), None | Some(Format::Luks)) => Format::Luks,
+            (Some(_), Some(other)) => {
+                return Err(Error::invalid(format!("a {other} image has no header in a file of its own")));
+            }
+        };
         // Nothing but the bytes that tell the format has been read before this.
         file.lock(file_use(Part::of(format, options.raw_window), purpose, options.lock)?)?;
         let storage = windowed(storage, format, options)?;
-        let kind = read(format, &*storage)?;
+        let kind = match &options.luks_header {
+            None => read(format, &*storage)?,
+            Some(header) => {
+                let apart = open_header(header, options, purpose).map_err(|error| error.at_path(header))?;
+                Kind::Luks(Box::new(LuksFound::read(&*storage, Some(apart))?))
+            }
+        };
         Ok(Found {
             path: Some(path.to_path_buf()),
             storage,
@@ -121,23 +168,25 @@ impl Found {
             kind,
             access: purpose.access(),
             start: options.raw_window.map_or(0, |window| window.offset),
+            passphrase: options.passphrase.clone(),
         })
     }
 
     /// Reads what `storage` is: the stated format, or what its first bytes look like.
     pub(super) fn of_storage(
         storage: Arc<dyn Storage>,
-        format: Option<Format>,
+        options: &OpenOptions,
         access: Access,
     ) -> Result<Found> {
-        let kind = Kind::read(stated_or_probed(&*storage, format)?, &*storage)?;
-        Ok(Found { path: None, storage, file: None, kind, access, start: 0 })
+        let kind = Kind::read(stated_or_probed(&*storage, options.format)?, &*storage)?;
+        let passphrase = options.passphrase.clone();
+        Ok(Found { path: None, storage, file: None, kind, access, start: 0, passphrase })
     }
 
     /// Name and stated format of the backing file, if there is one.
     pub(super) fn backing(&self) -> Option<(&[u8], Option<&[u8]>)> {
         match &self.kind {
-            Kind::Raw => None,
+            Kind::Raw | Kind::Luks(_) => None,
             Kind::Qcow2(header) => {
                 let name = header.backing_file.as_deref()?;
                 Some((name, header.backing_format()))
@@ -160,6 +209,13 @@ fn open_file(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Fil
     };
     FileStorage::open(path, &file.host_cache(options.cache_mode.host_cache()))
         .map_err(|error| Error::io("open the image", error).at_path(path))
+}
+
+/// Opens and locks the file that the header of a LUKS image is in.
+fn open_header(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Arc<FileStorage>> {
+    let file = open_file(path, options, purpose)?;
+    file.lock(file_use(Part::Raw, purpose, options.lock)?)?;
+    Ok(Arc::new(file))
 }
 
 /// The part of the file that is the image.
@@ -191,6 +247,7 @@ fn probe_format(storage: &dyn Storage) -> Result<Format> {
         Probed::Raw => Ok(Format::Raw),
         Probed::Qcow2 => Ok(Format::Qcow2),
         Probed::Qcow => Ok(Format::Qcow),
+        Probed::Luks => Ok(Format::Luks),
         Probed::Other(name) => Err(Error::unsupported(format!(
             "the file looks like a {name} image, a format that is not supported; if it is a raw disk, say so \
              (format raw)"
@@ -251,7 +308,7 @@ impl Below {
                 Found::of_file(&path, file, (&self.options, self.purpose), Kind::read)
                     .map_err(|error| error.at_path(&path))
             }
-            Place::Storage(storage) => Found::of_storage(storage, self.options.format, self.purpose.access()),
+            Place::Storage(storage) => Found::of_storage(storage, &self.options, self.purpose.access()),
         }
     }
 }
@@ -295,7 +352,7 @@ impl Descent<'_> {
         let context = |error| as_backing_of(above, error);
         let path = names::resolve(name, above.path.as_deref()).map_err(context)?;
         let format = stated_format(format).map_err(context)?;
-        let options = OpenOptions { format, raw_window: None, ..self.options.clone() };
+        let options = OpenOptions { format, raw_window: None, luks_header: None, ..self.options.clone() };
         let purpose = self.purpose_of(Some(&path), above);
         // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
         let file = open_file(&path, &options, purpose).map_err(context)?;
@@ -320,6 +377,11 @@ impl Descent<'_> {
             (format, _) => format,
         };
         let options = OpenOptions { format, raw_window: stated.raw_window, ..self.options.clone() };
+        let options = OpenOptions {
+            luks_header: stated.luks_header.clone(),
+            passphrase: stated.passphrase.clone().or(options.passphrase),
+            ..options
+        };
         let purpose = self.purpose_of(Some(&path), above);
         let file = open_file(&path, &options, purpose).map_err(context)?;
         Ok(Below { place: Place::File { path, file }, options, purpose })

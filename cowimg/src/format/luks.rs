@@ -8,7 +8,7 @@
 //!   8     32    cipher: "aes", "serpent" ...
 //!  40     32    mode and initialisation vectors: "xts-plain64", "cbc-essiv:sha256" ...
 //!  72     32    hash of key derivation: "sha256" ...
-//! 104      4    where the data starts, in sectors of 512 bytes
+//! 104      4    where the data starts, in sectors of 512 bytes; 0 where it is in another file
 //! 108      4    length of the volume key in bytes
 //! 112     20    digest of the volume key
 //! 132     32    salt of the digest
@@ -48,7 +48,7 @@ pub struct LuksHeader {
     pub cipher_mode: String,
     /// The hash of all key derivation.
     pub hash_spec: String,
-    /// Where the data starts, in sectors from the header's start.
+    /// Where the data starts, in sectors from the header's start; 0 where it is in another file.
     pub payload_offset: u32,
     /// Length of the volume key in bytes.
     pub key_bytes: u32,
@@ -245,6 +245,11 @@ impl LuksHeader {
         u64::from(self.payload_offset).saturating_mul(SECTOR_SIZE)
     }
 
+    /// Whether the data is in another file than the header.
+    pub fn is_detached(&self) -> bool {
+        self.payload_offset == 0
+    }
+
     /// Bytes of key material in a slot; at most 64 times 4000.
     pub fn material_len(&self) -> usize {
         (self.key_bytes as usize).saturating_mul(LuksHeader::STRIPES as usize)
@@ -279,7 +284,7 @@ impl LuksHeader {
             if start.saturating_mul(SECTOR_SIZE) < LuksHeader::LEN as u64 {
                 return place("the header");
             }
-            if end > u64::from(self.payload_offset) {
+            if end > u64::from(self.payload_offset) && !self.is_detached() {
                 return place("the data");
             }
             if places.iter().take(index).any(|&(other, other_end)| start < other_end && other < end) {

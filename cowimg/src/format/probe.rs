@@ -25,6 +25,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::luks::LuksHeader;
+
 /// How many bytes of a file's start are enough for [`probe`].
 pub const PROBE_LEN: usize = 2048;
 
@@ -38,6 +40,8 @@ pub enum Format {
     Qcow2,
     /// qcow, version 1: read, and not written.
     Qcow,
+    /// LUKS, version 1: a header with the key, and the disk behind it, encrypted.
+    Luks,
 }
 
 impl Format {
@@ -47,6 +51,7 @@ impl Format {
             Format::Raw => "raw",
             Format::Qcow2 => "qcow2",
             Format::Qcow => "qcow",
+            Format::Luks => "luks",
         }
     }
 }
@@ -59,7 +64,7 @@ impl fmt::Display for Format {
 
 /// A format's name that this library does not know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown image format {name:?}; the formats are raw, qcow2 and qcow")]
+#[error("unknown image format {name:?}; the formats are raw, qcow2, qcow and luks")]
 pub struct UnknownFormat {
     /// The name as it was given.
     pub name: String,
@@ -73,6 +78,7 @@ impl FromStr for Format {
             "raw" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
             "qcow" => Ok(Format::Qcow),
+            "luks" => Ok(Format::Luks),
             _ => Err(UnknownFormat { name: name.to_owned() }),
         }
     }
@@ -85,6 +91,8 @@ pub enum Probed {
     Qcow2,
     /// A qcow image of version 1.
     Qcow,
+    /// A LUKS volume of version 1.
+    Luks,
     /// An image of a format that this library knows by name only.
     Other(&'static str),
     /// Nothing known, which is what a raw disk looks like.
@@ -92,13 +100,12 @@ pub enum Probed {
 }
 
 /// Formats whose files start with fixed bytes.
-const SIGNATURES: [(&[u8], &str); 10] = [
+const SIGNATURES: [(&[u8], &str); 9] = [
     (b"QED\0", "qed"),
     (b"KDMV", "vmdk"),
     (b"COWD", "vmdk"),
     (b"vhdxfile", "vhdx"),
     (b"conectix", "vpc"),
-    (b"LUKS\xba\xbe", "luks"),
     (b"WithoutFreeSpace", "parallels"),
     (b"WithouFreSpacExt", "parallels"),
     (b"Bochs Virtual HD Image", "bochs"),
@@ -113,6 +120,11 @@ pub fn probe(first_bytes: &[u8]) -> Probed {
         if first_bytes.starts_with(signature) {
             return Probed::Other(name);
         }
+    }
+    if first_bytes.starts_with(b"LUKS\xba\xbe") {
+        // Version 2 is another format, and known by name only.
+        let is_version_1 = LuksHeader::is_at_start_of(first_bytes);
+        return if is_version_1 { Probed::Luks } else { Probed::Other("luks") };
     }
     match qcow_version(first_bytes) {
         Some(0) | None => {}
@@ -154,7 +166,7 @@ mod tests {
     fn every_format_is_known_by_its_first_bytes() {
         let mut vdi = vec![b' '; 64];
         vdi.extend(VDI_SIGNATURE);
-        let cases: [(&[u8], Probed); 14] = [
+        let cases: [(&[u8], Probed); 15] = [
             (b"QFI\xfb\0\0\0\x01", Probed::Qcow),
             (b"QFI\xfb\0\0\0\x02", Probed::Qcow2),
             (b"QFI\xfb\0\0\0\x03", Probed::Qcow2),
@@ -166,7 +178,8 @@ mod tests {
             (b"# Disk DescriptorFile\r\n\r\nversion=1\r\nCID=1", Probed::Other("vmdk")),
             (b"vhdxfile\0\0", Probed::Other("vhdx")),
             (b"conectix\0\0", Probed::Other("vpc")),
-            (b"LUKS\xba\xbe\0\x01", Probed::Other("luks")),
+            (b"LUKS\xba\xbe\0\x01", Probed::Luks),
+            (b"LUKS\xba\xbe\0\x02", Probed::Other("luks")),
             (&vdi, Probed::Other("vdi")),
             (b"", Probed::Raw),
         ];
@@ -185,11 +198,14 @@ mod tests {
 
     #[test]
     fn a_format_is_parsed_from_the_name_that_it_prints() {
-        for format in [Format::Raw, Format::Qcow2, Format::Qcow] {
+        for format in [Format::Raw, Format::Qcow2, Format::Qcow, Format::Luks] {
             assert_eq!(format.to_string().parse(), Ok(format));
         }
         let error = "vmdk".parse::<Format>().unwrap_err();
-        assert_eq!(error.to_string(), r#"unknown image format "vmdk"; the formats are raw, qcow2 and qcow"#);
+        assert_eq!(
+            error.to_string(),
+            r#"unknown image format "vmdk"; the formats are raw, qcow2, qcow and luks"#
+        );
     }
 
     proptest! {

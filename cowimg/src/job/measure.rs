@@ -34,7 +34,7 @@ pub struct MeasureTarget {
     pub refcount_bits: u32,
     /// Whether L2 entries are extended, for qcow2.
     pub extended_l2: bool,
-    /// Bytes that a LUKS header and its key material take, for qcow2.
+    /// Bytes that a LUKS header and its key material take, for luks and qcow2.
     pub luks_header_len: u64,
 }
 
@@ -48,7 +48,10 @@ impl From<&CreateOptions> for MeasureTarget {
             cluster_size: options.qcow2.cluster_size,
             refcount_bits: options.qcow2.refcount_bits,
             extended_l2: options.qcow2.extended_l2,
-            luks_header_len: options.qcow2.encryption.as_ref().map_or(0, Encryption::header_len),
+            luks_header_len: match (&options.luks, &options.qcow2.encryption) {
+                (Some(luks), _) if options.format == Format::Luks => luks.header_len(),
+                (_, encryption) => encryption.as_ref().map_or(0, Encryption::header_len),
+            },
         }
     }
 }
@@ -73,6 +76,7 @@ pub fn measure(
 ) -> Result<Measurement> {
     match target.format {
         Format::Raw => Ok(measure_raw(source)),
+        Format::Luks => measure_luks(source, target),
         Format::Qcow2 => measure_qcow2(source, target, control),
         format => {
             Err(Error::unsupported(format!("{format} images cannot be made, so there is nothing to measure")))
@@ -86,6 +90,17 @@ fn measure_raw(source: MeasureSource<'_>) -> Measurement {
         MeasureSource::Image(image) => image.size(),
     };
     Measurement { required: size, fully_allocated: size, bitmaps: None }
+}
+
+fn measure_luks(source: MeasureSource<'_>, target: &MeasureTarget) -> Result<Measurement> {
+    let size = match source {
+        MeasureSource::Size(size) => size,
+        MeasureSource::Image(image) => image.size(),
+    };
+    let whole = size.checked_add(target.luks_header_len).filter(|&whole| whole <= ByteRange::MAX_END);
+    let whole =
+        whole.ok_or_else(|| Error::invalid(format!("the size {size} is larger than any disk can be")))?;
+    Ok(Measurement { required: whole, fully_allocated: whole, bitmaps: None })
 }
 
 fn measure_qcow2(

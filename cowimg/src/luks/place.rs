@@ -14,12 +14,19 @@ use crate::storage::{Storage, StorageExt};
 pub(crate) struct LuksPlace<'a> {
     storage: &'a dyn Storage,
     start: u64,
+    /// Whether the volume's data may be in another storage.
+    may_be_alone: bool,
 }
 
 impl<'a> LuksPlace<'a> {
     /// The place at `start`, in bytes from the start of `storage`.
     pub(crate) fn new(storage: &'a dyn Storage, start: u64) -> LuksPlace<'a> {
-        LuksPlace { storage, start }
+        LuksPlace { storage, start, may_be_alone: false }
+    }
+
+    /// The place of a header at the start of `storage`, whose volume has its data elsewhere.
+    pub(crate) fn apart(storage: &'a dyn Storage) -> LuksPlace<'a> {
+        LuksPlace { storage, start: 0, may_be_alone: true }
     }
 
     /// The volume that is there, locked.
@@ -29,6 +36,10 @@ impl<'a> LuksPlace<'a> {
             .read_padded_at(&mut bytes, self.start)
             .map_err(|error| Error::io("read the LUKS header", error))?;
         let header = LuksHeader::decode(&bytes).map_err(|error| Corruption::LuksHeader(error.to_string()))?;
+        if header.is_detached() && !self.may_be_alone {
+            let why = "it stands alone: its data is in another file, which is to be opened with this one as its header";
+            return Err(Corruption::LuksHeader(why.to_owned()).into());
+        }
         Ok(Volume::new(header)?)
     }
 

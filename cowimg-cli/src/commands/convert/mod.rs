@@ -7,13 +7,14 @@ use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
+use cowimg::encryption::Encryption;
 use cowimg::job::{
     self, BrokenBitmaps, Compression, ConvertOptions, Copying, Order, Part, ReadErrors, TargetContent,
 };
 use cowimg::progress::{Control, Progress};
 use cowimg::{
-    ByteRange, CacheMode, CreateOptions, Error, ErrorKind, Format, Image, SnapshotSelector, SnapshotSize,
-    StagedImage,
+    ByteRange, CacheMode, CreateOptions, Error, ErrorKind, Format, Image, Preallocation, SnapshotSelector,
+    SnapshotSize, StagedImage,
 };
 
 use crate::args::cache_mode::parse_cache_mode;
@@ -308,8 +309,10 @@ impl Copy<'_> {
         let staged = self.staged(&create)?;
         let cache = self.args.target_cache.unwrap_or(CacheMode::Unsafe);
         let mut options = open_options(Some(self.format)).cache_mode(cache);
-        if let Some(encryption) = &create.qcow2.encryption {
-            options = options.passphrase(encryption.passphrase().clone());
+        let luks = create.luks.as_ref().map(|luks| &luks.passphrase);
+        let of_qcow2 = create.qcow2.encryption.as_ref().map(Encryption::passphrase);
+        if let Some(passphrase) = luks.or(of_qcow2) {
+            options = options.passphrase(passphrase.clone());
         }
         let target = staged.open(&options)?;
         let content = self.content_of_new(&create);
@@ -340,6 +343,13 @@ impl Copy<'_> {
         let is_file = self.target.metadata().map_or(true, |found| found.is_file());
         match self.format {
             Format::Raw if !is_file => TargetContent::Anything,
+            // Noise.
+            Format::Luks => TargetContent::Anything,
+            Format::Qcow2
+                if create.qcow2.encryption.is_some() && create.preallocation != Preallocation::Off =>
+            {
+                TargetContent::Anything
+            }
             _ => TargetContent::Zeroes,
         }
     }

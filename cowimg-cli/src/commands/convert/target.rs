@@ -51,6 +51,7 @@ pub(super) fn create_options(
         preallocation: options.preallocation,
         overwrite,
         qcow2: options.qcow2_encrypted()?,
+        luks: options.luks_image()?,
     })
 }
 
