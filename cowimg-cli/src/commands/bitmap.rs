@@ -1,5 +1,6 @@
 //! `cowimg bitmap`
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +21,7 @@ use crate::output::bitmaps;
 /// Change an image's persistent dirty bitmaps, or list them
 ///
 /// A dirty bitmap says which parts of the disk were written since it was added or cleared. Several actions may be given:
-/// they are done in their order. When one fails, those before it stay done and those after it are not tried.
+/// they are done in their order, or none is, if one of them makes no sense after those before it.
 ///
 /// Called as cowimg without an action, the command lists the bitmaps.
 #[derive(Debug, clap::Args)]
@@ -143,6 +144,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     image.options = image.options.no_backing();
     let image = image.open_to_write()?;
     let source = args.source_file.as_deref().map(|name| open_source(name, args.source_format)).transpose()?;
+    foresee(actions, bitmap, &image, source.as_ref().unwrap_or(&image))?;
     let done = actions.iter().try_for_each(|action| {
         let done = carry_out(action, bitmap, &image, source.as_ref().unwrap_or(&image), args.granularity);
         done.map_err(|error| failed(action, bitmap, error))
@@ -201,6 +203,65 @@ fn carry_out(
         Action::Disable => image.disable_bitmap(bitmap),
         Action::Merge(from) => image.merge_bitmap(bitmap, source, from.as_bytes()),
     }
+}
+
+/// Refuses actions of which a later one could not be done for a bitmap that is missing, is there or means nothing by
+/// then: the earlier ones would have changed the image.
+fn foresee(actions: &[Action], bitmap: &OsStr, image: &Image, source: &Image) -> Result<(), Failure> {
+    let (mut own, elsewhere) = (states(image)?, states(source)?);
+    let same_image = std::ptr::eq(image, source);
+    for (nth, action) in actions.iter().enumerate() {
+        let there = own.get(bitmap.as_bytes()).copied();
+        let objection = match action {
+            Action::Add if there.is_some() => Some("it exists already".to_owned()),
+            Action::Add => None,
+            _ if there.is_none() => Some("it does not exist".to_owned()),
+            Action::Remove => None,
+            _ if there == Some(Meaning::Lost) => {
+                Some("it is inconsistent: it can only be removed".to_owned())
+            }
+            Action::Merge(from) => {
+                let from_there = if same_image { &own } else { &elsewhere }.get(from.as_bytes());
+                let name = from.display();
+                match from_there {
+                    None => Some(format!("there is no bitmap {name} to merge")),
+                    Some(Meaning::Lost) => Some(format!("the bitmap {name} is inconsistent")),
+                    Some(Meaning::Kept) if source.size() != image.size() => {
+                        Some(format!("the disks of {name} and of the image have different sizes"))
+                    }
+                    Some(Meaning::Kept) => None,
+                }
+            }
+            Action::Clear | Action::Enable | Action::Disable => None,
+        };
+        if let Some(why) = objection {
+            // The first action that fails changes nothing, and the library says why.
+            if nth == 0 {
+                return Ok(());
+            }
+            let doing = format!("could not {} the bitmap {}", action.verb(), bitmap.display());
+            return Err(Failure::new(format!("{doing}: {why}")).hint("The image is as it was"));
+        }
+        match action {
+            Action::Add => _ = own.insert(bitmap.as_bytes().to_vec(), Meaning::Kept),
+            Action::Remove => _ = own.remove(bitmap.as_bytes()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a bitmap can be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Kept,
+    Lost,
+}
+
+/// The bitmaps of an image by name.
+fn states(image: &Image) -> Result<BTreeMap<Vec<u8>, Meaning>, Failure> {
+    let meaning = |in_use| if in_use { Meaning::Lost } else { Meaning::Kept };
+    Ok(image.bitmaps()?.into_iter().map(|info| (info.name, meaning(info.in_use))).collect())
 }
 
 /// Which of the actions it was that failed.

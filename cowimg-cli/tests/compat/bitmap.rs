@@ -65,6 +65,7 @@ bitmap --merge b0 -b other.qcow2 bm.qcow2 b0
 bitmap --merge=b0 --source-file=other.qcow2 --source-format=qcow2 bm.qcow2 off  # since 10
 bitmap --merge b1 -b other.qcow2 -F qcow2 bm.qcow2 b0
 bitmap --add --merge b0 bm.qcow2 new
+bitmap --remove --add --merge b1 bm.qcow2 b0
 bitmap --add --merge b0 --disable bm.qcow2 new
 bitmap --add --disable --merge b0 -b other.qcow2 -F qcow2 bm.qcow2 new
 bitmap --clear --merge b1 bm.qcow2 b0

@@ -40,6 +40,7 @@ compare -s child.qcow2 top.qcow2
 compare base.img longer.img
 compare longer.img base.img
 compare -s base.img longer.img
+compare -s -p base.img longer.img
 compare base.img longer-data.img
 compare longer-data.img base.img
 compare -s longer-data.img base.img

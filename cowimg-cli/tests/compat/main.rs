@@ -18,7 +18,8 @@
 //! qemu-img 10.0.2 has other bytes in a snapshot, and of one whose snapshots have clusters compressed with zstd, which
 //! nobody can read then and which is refused here; a repair of images whose refcount blocks are missing, and `-r leaks` where
 //! qemu-img gives up because of them; `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
-//! with an option whose value is none, which it does not look at.
+//! with an option whose value is none, which it does not look at; several actions of `bitmap` of which a later one makes no
+//! sense, where qemu-img does the earlier ones.
 //!
 //! One file per subcommand. A row is a line of text; `row` says how it is written. The reference is qemu-img 10; where
 //! an older one is installed, rows that it answers differently are left out, and the test says how many.

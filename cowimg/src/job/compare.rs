@@ -118,6 +118,7 @@ pub fn compare(
 ) -> Result<Comparison, CompareError> {
     let sizes = [first.size(), second.size()];
     let answer = |difference| Comparison { difference, sizes };
+    control.report(0, sizes[0].max(sizes[1]));
     if options.strictness == Strictness::Mapping && sizes[0] != sizes[1] {
         return Ok(answer(Some(Difference::Size)));
     }
@@ -128,7 +129,6 @@ pub fn compare(
         walk: Mutex::new(Walk::default()),
         finished: Mutex::new(Finished::default()),
     };
-    control.report(0, sizes[0].max(sizes[1]));
     std::thread::scope(|scope| {
         let workers: Vec<_> = (1..options.threads).map(|_| scope.spawn(|| run.work())).collect();
         run.work();
