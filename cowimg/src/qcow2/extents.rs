@@ -4,7 +4,7 @@ use super::Qcow2;
 use super::plan::Source;
 use super::refcounts::Refcounts;
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format::qcow2::{Geometry, Header, HostCluster, HostOffset};
 use crate::range::ByteRange;
@@ -14,7 +14,14 @@ impl Qcow2 {
     /// The extent at `offset`, at most `max_len` long.
     pub(super) fn extent(&self, offset: u64, max_len: u64) -> Result<Extent> {
         let _in_flight = self.epochs.enter();
-        let end = offset.saturating_add(max_len).min(self.size());
+        // The size is looked at once and here: the disk may shrink at any time, and no extent is empty.
+        let size = self.size();
+        if offset >= size {
+            return Err(
+                Error::new(ErrorKind::OutOfBounds { size }).at_range(ByteRange::between(offset, offset))
+            );
+        }
+        let end = offset.saturating_add(max_len).min(size);
         let segment = self.next_segment(ByteRange::between(offset, end))?;
         // What is encrypted is nowhere in a form that the guest would know.
         let own = |kind, host: Option<HostOffset>| Extent {

@@ -6,9 +6,11 @@ use crate::error::{Error, Result};
 use crate::range::ByteRange;
 
 impl Qcow2 {
-    /// Fills `buf` from `offset`; the range lies within the disk.
+    /// Fills `buf` from `offset`; a range that does not lie within the disk is refused.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let _in_flight = self.epochs.enter();
+        // Only here: the disk may shrink up to this moment, and what is past its end no longer hides what is below.
+        self.check_bounds(offset, buf.len() as u64)?;
         self.read_in_epoch(buf, offset)
     }
 

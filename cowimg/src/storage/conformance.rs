@@ -10,7 +10,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
-use super::{Storage, StorageExt, StorageExtentKind};
+use super::{MemoryStorage, Storage, StorageExt, StorageExtentKind};
 use crate::range::ByteRange;
 
 type Make<'a> = &'a mut dyn FnMut() -> Box<dyn Storage>;
@@ -22,7 +22,7 @@ type Make<'a> = &'a mut dyn FnMut() -> Box<dyn Storage>;
 ///
 /// Where the storage breaks a promise.
 pub fn run(make: &mut dyn FnMut() -> Box<dyn Storage>) {
-    let promises: [fn(Make<'_>); 17] = [
+    let promises: [fn(Make<'_>); 18] = [
         fresh_storage_is_empty_and_writable,
         written_bytes_are_read_back,
         reads_are_short_only_at_the_end,
@@ -40,6 +40,7 @@ pub fn run(make: &mut dyn FnMut() -> Box<dyn Storage>) {
         disjoint_writers_do_not_disturb_each_other,
         growing_by_zeroes_does_not_cut_other_writers,
         large_transfers_are_whole,
+        copies_are_what_the_source_has,
     ];
     for promise in promises {
         promise(make);
@@ -420,13 +421,63 @@ fn large_transfers_are_whole(make: Make<'_>) {
     assert_same(&read, &expected, "in a large read");
 }
 
+fn copies_are_what_the_source_has(make: Make<'_>) {
+    const LEN: usize = 3 << 20;
+    let cases = [
+        (0, 0, 10_000),
+        (100, 4096, 9000),
+        (4095, 1, 20_000),
+        (0, 30_000, 40_000),
+        // Past the end of the source, in part and in whole: zeroes, over what was there too.
+        (LEN as u64 - 700, 5000, 14_000),
+        (LEN as u64 + 50_000, 100, 300),
+        (u64::MAX - 10, 100, 300),
+        (7, 30_000, 30_000),
+        (511, 4096, 4096 + (2 << 20) + 77),
+    ];
+    for (from, start, end) in cases {
+        let (source, in_memory, target) = (make(), MemoryStorage::new(), make());
+        let mut there = pattern(2, LEN);
+        // A hole in the middle, which the target may have as well.
+        there[1 << 20..2 << 20].fill(0);
+        for storage in [&*source, &in_memory] {
+            write(storage, &there[..1 << 20], 0);
+            write(storage, &there[2 << 20..], 2 << 20);
+            let mut expected = pattern(1, 15_000);
+            target.set_len(0).expect("a cut is taken");
+            write(&*target, &expected, 0);
+            target.copy_from(storage, from, ByteRange::between(start, end)).expect("a copy is taken");
+            if end > start {
+                expected.resize(expected.len().max(end as usize), 0);
+            }
+            for (at, byte) in (start..end).enumerate() {
+                let from = usize::try_from(from).ok().and_then(|from| from.checked_add(at));
+                expected[byte as usize] = from.and_then(|from| there.get(from)).copied().unwrap_or(0);
+            }
+            let when = format!("after a copy from {from} to {start}..{end}");
+            assert_same(&content(&*target), &expected, &when);
+            assert_same(&content(storage), &there, "the source, after a copy");
+            assert_extents_cover(&*target);
+            // What the two may share they share in silence.
+            write(&*target, &[9; 50], start + 20);
+            assert_same(&content(storage), &there, "the source, after a write to the copy");
+        }
+    }
+    let storage = make();
+    let mut expected = pattern(1, 20_000);
+    write(&*storage, &expected, 0);
+    storage.copy_from(&*storage, 1000, ByteRange::between(20_000, 25_000)).expect("a copy is taken");
+    expected.extend_from_within(1000..6000);
+    assert_same(&content(&*storage), &expected, "after a copy within the storage");
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     use super::*;
-    use crate::storage::{MemoryStorage, StorageExtent};
+    use crate::storage::StorageExtent;
 
     /// Memory with one of the faults that implementations have.
     #[derive(Debug, Default)]
@@ -444,6 +495,7 @@ mod tests {
         EverythingIsAHole,
         ReadsPastTheEndFail,
         ZeroesStopAtTheEnd,
+        CopiesStopAtTheSourcesEnd,
     }
 
     impl Storage for Broken {
@@ -495,6 +547,17 @@ mod tests {
             crate::storage::ext::write_zero_bytes(self, range)
         }
 
+        fn copy_from(&self, source: &dyn Storage, from: u64, to: ByteRange) -> io::Result<()> {
+            let room = source.len()?.saturating_sub(from);
+            let to = match self.fault {
+                Fault::CopiesStopAtTheSourcesEnd => {
+                    ByteRange::between(to.start(), to.end().min(to.start() + room))
+                }
+                _ => to,
+            };
+            crate::storage::ext::copy_bytes(self, source, from, to)
+        }
+
         fn extent_at(&self, offset: u64) -> io::Result<Option<StorageExtent>> {
             let kind = match self.fault {
                 Fault::EverythingIsAHole => StorageExtentKind::Hole,
@@ -517,5 +580,6 @@ mod tests {
         assert!(!passes(Fault::EverythingIsAHole));
         assert!(!passes(Fault::ReadsPastTheEndFail));
         assert!(!passes(Fault::ZeroesStopAtTheEnd));
+        assert!(!passes(Fault::CopiesStopAtTheSourcesEnd));
     }
 }

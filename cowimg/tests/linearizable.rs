@@ -1,0 +1,396 @@
+//! Many threads on one image: each sector, taken by itself, behaves as if the calls that touch it had come one after the
+//! other, each at some point between its start and its end. Snapshots are reads of the whole disk.
+//!
+//! No two writes to a sector have the same value, so that a read tells which write it saw, and the question can be
+//! answered fast (Gibbons and Korach, 1997): the write of a value and its reads span a zone of time. Zones in which a value
+//! must have been there do not overlap, and no value can have come and gone within another's.
+
+#[path = "seeded/mod.rs"]
+mod seeded;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cowimg::storage::MemoryStorage;
+use cowimg::{
+    Access, ByteRange, CreateOptions, ErrorKind, Format, Image, NewSnapshot, Qcow2CreateOptions,
+    ResizeOptions, Shrink, SnapshotSelector, ZeroMode,
+};
+use seeded::Rng;
+
+const SECTOR: u64 = 512;
+const THREADS: u64 = 6;
+const CALLS: u64 = 150;
+/// Sectors that are looked at; the disk has more, which come and go.
+const SECTORS: u64 = 64;
+const CLUSTER: u64 = 2048;
+
+/// A call as one sector saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Event {
+    start: u64,
+    end: u64,
+    value: u64,
+    is_write: bool,
+}
+
+/// What happened to each sector. The clock counts starts and ends.
+struct Record {
+    clock: AtomicU64,
+    events: Vec<Mutex<Vec<Event>>>,
+    next_value: AtomicU64,
+    /// Sectors that have been zeroed: zero is a value like another, and comes once.
+    zeroed: Vec<AtomicBool>,
+}
+
+impl Record {
+    fn new() -> Record {
+        Record {
+            clock: AtomicU64::new(1),
+            events: (0..SECTORS).map(|_| Mutex::default()).collect(),
+            next_value: AtomicU64::new(1),
+            zeroed: (0..SECTORS).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn note(&self, sector: u64, event: Event) {
+        self.events[sector as usize].lock().expect("nobody panics here").push(event);
+    }
+
+    /// Sectors that nobody has zeroed yet, of the clusters that lie in the range; they are the caller's to zero.
+    fn claim(&self, sector: u64) -> bool {
+        !self.zeroed[sector as usize].swap(true, Ordering::SeqCst)
+    }
+}
+
+fn bytes_of(value: u64) -> Vec<u8> {
+    value.to_be_bytes().repeat(SECTOR as usize / 8)
+}
+
+fn value_of(bytes: &[u8]) -> u64 {
+    let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+    assert!(words.iter().all(|word| *word == words[0]), "a sector holds parts of two writes: {words:x?}");
+    words[0]
+}
+
+fn range(first: u64, count: u64) -> ByteRange {
+    ByteRange::between(first * SECTOR, (first + count) * SECTOR)
+}
+
+/// Says why a sector's history cannot have been one call after the other.
+fn objection(events: &[Event]) -> Option<String> {
+    let mut zones: HashMap<u64, Vec<Event>> = HashMap::new();
+    for event in events {
+        zones.entry(event.value).or_default().push(*event);
+    }
+    let (mut forward, mut backward) = (Vec::new(), Vec::new());
+    for (value, events) in &zones {
+        let Some(write) = events.iter().find(|event| event.is_write) else {
+            return Some(format!("value {value} was read and never written"));
+        };
+        if let Some(early) = events.iter().find(|event| event.end < write.start) {
+            return Some(format!("value {value} was read before it was written: {early:?}, {write:?}"));
+        }
+        let first_end = events.iter().map(|event| event.end).min().unwrap_or(0);
+        let last_start = events.iter().map(|event| event.start).max().unwrap_or(0);
+        if first_end < last_start {
+            forward.push((first_end, last_start, *value));
+        } else {
+            backward.push((last_start, first_end, *value));
+        }
+    }
+    forward.sort_unstable();
+    for pair in forward.windows(2) {
+        if pair[1].0 < pair[0].1 {
+            return Some(format!("values {} and {} were there at once: {pair:?}", pair[0].2, pair[1].2));
+        }
+    }
+    for (start, end, value) in backward {
+        let within = forward.iter().find(|(from, to, _)| *from < start && end < *to);
+        if let Some((.., around)) = within {
+            return Some(format!("value {value} came and went while {around} was there"));
+        }
+    }
+    None
+}
+
+struct Worker<'a> {
+    image: &'a Image,
+    record: &'a Record,
+    rng: Rng,
+}
+
+impl Worker<'_> {
+    fn write(&self, first: u64, count: u64) {
+        let value = self.record.next_value.fetch_add(1, Ordering::SeqCst);
+        let bytes = bytes_of(value).repeat(count as usize);
+        let start = self.record.tick();
+        self.image.write_at(&bytes, first * SECTOR).expect("the write succeeds");
+        let end = self.record.tick();
+        for sector in first..first + count {
+            self.record.note(sector, Event { start, end, value, is_write: true });
+        }
+    }
+
+    fn read(&self, first: u64, count: u64) {
+        let mut bytes = vec![0xee; (count * SECTOR) as usize];
+        let start = self.record.tick();
+        self.image.read_at(&mut bytes, first * SECTOR).expect("the read succeeds");
+        let end = self.record.tick();
+        for (sector, bytes) in (first..).zip(bytes.chunks(SECTOR as usize)) {
+            let value = value_of(bytes);
+            self.record.note(sector, Event { start, end, value, is_write: false });
+        }
+    }
+
+    /// A whole cluster at a time, which then is zeroes for certain; each cluster once.
+    fn clear(&mut self, sector: u64) {
+        let per_cluster = CLUSTER / SECTOR;
+        let first = sector / per_cluster * per_cluster;
+        if !self.record.claim(first) {
+            return;
+        }
+        let whole = range(first, per_cluster);
+        let start = self.record.tick();
+        match self.rng.below(3) {
+            0 => self.image.discard(whole).expect("the discard succeeds"),
+            1 => self.image.write_zeroes(whole, ZeroMode::Unmap).expect("zeroing succeeds"),
+            _ => self.image.write_zeroes(whole, ZeroMode::KeepSpace).expect("zeroing succeeds"),
+        }
+        let end = self.record.tick();
+        for sector in first..first + per_cluster {
+            self.record.note(sector, Event { start, end, value: 0, is_write: true });
+        }
+    }
+
+    fn work(&mut self) {
+        for _ in 0..CALLS {
+            let first = self.rng.below(SECTORS);
+            let count = self.rng.between(1, (SECTORS - first).min(9) + 1);
+            match self.rng.below(20) {
+                0..9 => self.write(first, count.min(SECTORS - first)),
+                9..18 => self.read(first, count.min(SECTORS - first)),
+                18 => self.clear(first),
+                _ => self.image.flush().expect("the flush succeeds"),
+            }
+        }
+    }
+}
+
+fn image_in_memory(size: u64, compat_base: Option<&Arc<MemoryStorage>>) -> (Arc<MemoryStorage>, Image) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.qcow2");
+    let options = CreateOptions::qcow2(size);
+    let qcow2 = Qcow2CreateOptions { cluster_size: CLUSTER, ..options.qcow2 };
+    let backing = compat_base.map(|_| cowimg::BackingOptions {
+        format: Some(Format::Raw),
+        verification: cowimg::Verification::Trust,
+        ..cowimg::BackingOptions::new("base")
+    });
+    cowimg::create(&path, &CreateOptions { qcow2, backing, ..CreateOptions::qcow2(size) })
+        .expect("it is created");
+    let storage = Arc::new(MemoryStorage::with_bytes(std::fs::read(&path).expect("the image can be read")));
+    let mut options = Image::options().access(Access::ReadWrite).cache_size(8192);
+    if let Some(base) = compat_base {
+        options = options.backing_storage(base.clone(), Image::options().format(Format::Raw));
+    }
+    let image = options.open_storage(storage.clone()).expect("the image opens");
+    (storage, image)
+}
+
+/// Takes snapshots and deletes some, makes the disk larger and smaller beyond what is looked at.
+fn disturb(image: &Image, record: &Record, stop: &AtomicBool) -> Vec<(u64, u64, Vec<u8>)> {
+    let mut taken = Vec::new();
+    for nth in 0_u64.. {
+        if stop.load(Ordering::Relaxed) && taken.len() > 2 {
+            break;
+        }
+        let name = nth.to_string().into_bytes();
+        let start = record.tick();
+        image
+            .create_snapshot(&NewSnapshot { name: name.clone(), ..NewSnapshot::default() })
+            .expect("it is taken");
+        let end = record.tick();
+        if nth % 3 == 2 {
+            image.delete_snapshot(&SnapshotSelector::Name(name)).expect("it is deleted");
+        } else {
+            taken.push((start, end, name));
+        }
+        let sectors = SECTORS + nth * 37 % 300;
+        let options = ResizeOptions { shrink: Shrink::Allow, ..ResizeOptions::default() };
+        image.resize(sectors * SECTOR, &options).expect("the disk is resized");
+        if taken.len() > 40 {
+            break;
+        }
+    }
+    taken
+}
+
+#[test]
+fn every_sector_is_as_if_calls_had_come_one_after_the_other() {
+    for round in 0..4 {
+        let (storage, image) = image_in_memory(SECTORS * SECTOR, None);
+        let record = Record::new();
+        // A value that nobody else writes, so that the zeroes of a new disk are not in the way.
+        let first = Worker { image: &image, record: &record, rng: Rng::new("the first write") };
+        first.write(0, SECTORS);
+        let stop = AtomicBool::new(false);
+        let taken = std::thread::scope(|scope| {
+            let disturbing = scope.spawn(|| disturb(&image, &record, &stop));
+            let workers: Vec<_> = (0..THREADS)
+                .map(|number| {
+                    let rng = Rng::new(format!("one after the other, round {round}, thread {number}"));
+                    let mut worker = Worker { image: &image, record: &record, rng };
+                    scope.spawn(move || worker.work())
+                })
+                .collect();
+            for worker in workers {
+                worker.join().expect("a thread found a fault");
+            }
+            stop.store(true, Ordering::Relaxed);
+            disturbing.join().expect("a thread found a fault")
+        });
+        first.read(0, SECTORS);
+        image.close().expect("the image closes");
+        for (start, end, name) in taken {
+            let view = Image::options().snapshot(SnapshotSelector::Name(name));
+            let view = view.open_storage(storage.clone()).expect("the snapshot opens");
+            let mut bytes = vec![0xee; (SECTORS * SECTOR) as usize];
+            view.read_at(&mut bytes, 0).expect("the snapshot can be read");
+            for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR as usize)) {
+                record.note(sector, Event { start, end, value: value_of(bytes), is_write: false });
+            }
+        }
+        for (sector, events) in record.events.iter().enumerate() {
+            let events = events.lock().expect("nobody panics here");
+            if let Some(why) = objection(&events) {
+                panic!("round {round}, sector {sector}: {why}");
+            }
+        }
+        let report =
+            Image::options().open_storage(storage).and_then(|image| image.check()).expect("the check runs");
+        assert!(report.is_clean(), "{:?}", report.issues);
+    }
+}
+
+#[test]
+fn what_cannot_have_been_one_after_the_other_is_found() {
+    let write = |start, end, value| Event { start, end, value, is_write: true };
+    let read = |start, end, value| Event { start, end, value, is_write: false };
+    assert_eq!(objection(&[write(1, 4, 7), read(2, 3, 7), read(5, 6, 7)]), None);
+    assert_eq!(objection(&[write(1, 2, 7), write(3, 6, 8), read(4, 5, 7), read(7, 8, 8)]), None);
+    let bad = [
+        // Read before it was written, and never written at all.
+        vec![read(1, 2, 7), write(3, 4, 7)],
+        vec![write(1, 2, 7), read(3, 4, 8)],
+        // An old value after a new one was written, and after it was read.
+        vec![write(1, 2, 7), write(3, 4, 8), read(5, 6, 7)],
+        vec![write(1, 2, 7), write(3, 10, 8), read(4, 5, 8), read(6, 7, 7)],
+        // There, gone, and there again.
+        vec![write(1, 2, 7), read(3, 4, 7), write(5, 6, 8), read(7, 8, 8), read(9, 10, 7)],
+    ];
+    for events in bad {
+        assert!(objection(&events).is_some(), "{events:?}");
+    }
+}
+
+/// A read that began before the disk became smaller sees what was there or is refused: never what the backing disk has, nor
+/// an extent of no bytes.
+#[test]
+fn a_read_beside_a_shrink_shows_nothing_of_what_is_below() {
+    const UPPER: u64 = 32;
+    let base = Arc::new(MemoryStorage::with_bytes(vec![9; (2 * UPPER * SECTOR) as usize]));
+    let (_, image) = image_in_memory(2 * UPPER * SECTOR, Some(&base));
+    image.write_at(&vec![5; (2 * UPPER * SECTOR) as usize], 0).expect("the write succeeds");
+    let done = AtomicBool::new(false);
+    let refused =
+        |error: cowimg::Error| assert!(matches!(error.kind(), ErrorKind::OutOfBounds { .. }), "{error}");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut bytes = vec![0; (UPPER * SECTOR) as usize];
+                while !done.load(Ordering::Relaxed) {
+                    match image.read_at(&mut bytes, UPPER * SECTOR) {
+                        Ok(()) => assert!(
+                            bytes.iter().all(|byte| [0, 5].contains(byte)),
+                            "{:?}",
+                            bytes.iter().max()
+                        ),
+                        Err(error) => refused(error),
+                    }
+                    match image.extent_at(UPPER * SECTOR, UPPER * SECTOR) {
+                        Ok(extent) => assert!(!extent.range.is_empty() && extent.depth == 0, "{extent:?}"),
+                        Err(error) => refused(error),
+                    }
+                }
+            });
+        }
+        for _ in 0..300 {
+            let options = ResizeOptions { shrink: Shrink::Allow, ..ResizeOptions::default() };
+            image.resize(UPPER * SECTOR, &options).expect("the disk shrinks");
+            image.resize(2 * UPPER * SECTOR, &options).expect("the disk grows");
+            image.write_at(&vec![5; (UPPER * SECTOR) as usize], UPPER * SECTOR).expect("the write succeeds");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    image.close().expect("the image closes");
+}
+
+/// Snapshots of other sizes are applied while threads read and write: no call sees another sector's bytes, and what is left
+/// is sound.
+#[test]
+fn snapshots_of_other_sizes_are_applied_under_load() {
+    let (storage, image) = image_in_memory(SECTORS * SECTOR, None);
+    let own = |sector: u64| bytes_of(sector + 1);
+    let done = AtomicBool::new(false);
+    let resized = |sectors: u64| {
+        let options = ResizeOptions { shrink: Shrink::Allow, ..ResizeOptions::default() };
+        image.resize(sectors * SECTOR, &options).expect("the disk is resized");
+    };
+    for (name, sectors) in [("small", SECTORS / 2), ("large", SECTORS * 9)] {
+        resized(sectors);
+        let new = NewSnapshot { name: name.as_bytes().to_vec(), ..NewSnapshot::default() };
+        image.create_snapshot(&new).expect("it is taken");
+    }
+    std::thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (image, done) = (&image, &done);
+            scope.spawn(move || {
+                let mut rng = Rng::new(format!("snapshots of other sizes, thread {number}"));
+                while !done.load(Ordering::Relaxed) {
+                    let sector = rng.below(SECTORS * 9);
+                    let mut bytes = own(sector);
+                    let called = match rng.below(3) {
+                        0 => image.read_at(&mut bytes, sector * SECTOR),
+                        1 => image.discard(range(sector, 1)),
+                        _ => image.write_at(&bytes, sector * SECTOR),
+                    };
+                    if let Err(error) = called {
+                        assert!(matches!(error.kind(), ErrorKind::OutOfBounds { .. }), "{error}");
+                        continue;
+                    }
+                    assert!(
+                        [0, sector + 1].contains(&value_of(&bytes)),
+                        "sector {sector} has another's bytes"
+                    );
+                }
+            });
+        }
+        for nth in 0..60 {
+            let name = if nth % 2 == 0 { "small" } else { "large" };
+            let selector = SnapshotSelector::Name(name.as_bytes().to_vec());
+            image.apply_snapshot(&selector).expect("it is applied");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(image.size(), SECTORS * 9 * SECTOR);
+    image.close().expect("the image closes");
+    let report =
+        Image::options().open_storage(storage).and_then(|image| image.check()).expect("the check runs");
+    assert!(report.is_clean(), "{:?}", report.issues);
+}
