@@ -15,6 +15,7 @@ use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, warn};
 use crate::manner::Manner;
+use crate::trust;
 
 /// The help heading of options that qemu-img does not have; called as qemu-img, the program does not know them.
 pub(crate) const OURS: &str = "Options that qemu-img does not have";
@@ -41,6 +42,11 @@ struct CommandLine {
     /// Accepted for scripts: there is nothing here that could be traced
     #[arg(short = 'T', long, value_name = "SPEC")]
     trace: Option<String>,
+
+    /// Treat the images as a stranger's: no file that one of them names is opened, and a file is a raw image only if that
+    /// is stated
+    #[arg(long, global = true, help_heading = OURS)]
+    untrusted: bool,
 
     #[command(subcommand)]
     command: Command,
@@ -79,10 +85,11 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
     let parsed = grammar(console.manner)
         .try_get_matches_from(mark_negative_sizes(arguments))
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
-    let CommandLine { trace, command } = match parsed {
+    let CommandLine { trace, untrusted, command } = match parsed {
         Ok(line) => line,
         Err(error) => return explain(&error, arguments, console),
     };
+    trust::adopt(untrusted);
     if let Some(trace) = trace {
         warn(&format!("-T {trace} has no effect: there is nothing here that could be traced"));
     }
@@ -119,7 +126,7 @@ fn grammar(manner: Manner) -> clap::Command {
     }
     let version = format!("version {QEMU_IMG} (cowimg {})", env!("CARGO_PKG_VERSION"));
     let names: Vec<String> = grammar.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let mut strict = grammar.name("qemu-img").bin_name("qemu-img").version(version);
+    let mut strict = grammar.mut_args(strict_argument).name("qemu-img").bin_name("qemu-img").version(version);
     for name in names {
         strict = strict.mut_subcommand(&name, |command| {
             if OUR_COMMANDS.contains(&name.as_str()) {

@@ -167,6 +167,9 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::WrongFormat { .. } => {
             Some("Leave -f away to have the format found, or ask `cowimg info` what the file is".to_owned())
         }
+        ErrorKind::RawNotStated => {
+            Some("If it is the raw disk that it should be, say so: -f raw (for a backing file -F raw)".to_owned())
+        }
         ErrorKind::MarkedCorrupt { .. } => Some(
             "`cowimg check` lists what is wrong with an image, `cowimg check -r all` repairs what can be, on a copy best"
                 .to_owned(),

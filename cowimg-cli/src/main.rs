@@ -18,6 +18,7 @@ mod interrupt;
 mod manner;
 mod output;
 mod progress_bar;
+mod trust;
 
 use console::Console;
 use failure::Failure;

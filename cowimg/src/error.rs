@@ -47,6 +47,9 @@ pub enum ErrorKind {
         /// What was found instead.
         why: String,
     },
+    /// A file that looks like no image would be taken for a raw one, and that was not allowed.
+    #[error("it has no image's header, and nobody states that it is a raw image")]
+    RawNotStated,
     /// The image contradicts itself or its specification.
     #[error("the image is damaged: {0}")]
     Corrupt(Corruption),

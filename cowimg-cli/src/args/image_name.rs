@@ -20,6 +20,7 @@ use crate::args::image::{parse_format, parse_path};
 use crate::args::object;
 use crate::args::option_tree::{OptionTree, Value};
 use crate::failure::{Failure, warn, warn_probed_raw};
+use crate::trust::image_options;
 
 /// How a command line says what an image is, beside the name.
 #[derive(Debug, Clone, Copy, Default)]
@@ -111,7 +112,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, Failure> {
 /// An image that is named by its file.
 fn plain(name: &OsStr, format: Option<Format>) -> Result<ImageName, Failure> {
     let path = parse_path(name.to_os_string()).map_err(Failure::usage)?;
-    let options = Image::options();
+    let options = image_options();
     Ok(ImageName {
         shown: path.clone().into_os_string(),
         path,
@@ -302,7 +303,7 @@ impl Common {
     }
 
     fn options(&self, format: Option<Format>) -> OpenOptions {
-        let mut options = Image::options().lock(self.lock);
+        let mut options = image_options().lock(self.lock);
         if self.no_flush {
             options = options.cache_mode(CacheMode::Unsafe);
         } else if self.direct {

@@ -8,6 +8,7 @@ use std::path::Path;
 use cowimg::{Access, ByteRange, Format, Image, Layer, OpenOptions};
 
 use crate::failure::{Failure, warn_probed_raw};
+use crate::trust::image_options;
 
 pub(crate) mod amend;
 pub(crate) mod bench;
@@ -34,8 +35,8 @@ pub(crate) mod zero;
 /// How an image is opened, in the stated format or in the one that it looks like.
 fn open_options(format: Option<Format>) -> OpenOptions {
     match format {
-        Some(format) => Image::options().format(format),
-        None => Image::options(),
+        Some(format) => image_options().format(format),
+        None => image_options(),
     }
 }
 

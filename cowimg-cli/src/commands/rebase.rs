@@ -20,6 +20,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::{Failure, os_message, warn_probed_raw};
 use crate::interrupt::Interrupt;
 use crate::progress_bar::{Display, Wanted};
+use crate::trust::image_options;
 
 /// Stack an image on another backing file
 ///
@@ -174,7 +175,7 @@ impl Rebase<'_> {
     }
 
     fn backing_options(&self) -> OpenOptions {
-        let options = Image::options().cache_mode(self.args.backing_cache);
+        let options = image_options().cache_mode(self.args.backing_cache);
         if self.args.force_share { options.lock(LockMode::Share) } else { options }
     }
 

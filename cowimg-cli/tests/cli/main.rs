@@ -25,4 +25,5 @@ mod repair;
 mod resize;
 mod snapshot;
 mod strict;
+mod untrusted;
 mod workbench;

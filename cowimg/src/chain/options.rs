@@ -34,6 +34,7 @@ pub struct OpenOptions {
     pub(super) access: Access,
     pub(super) format: Option<Format>,
     pub(super) backing: FilePolicy,
+    pub(super) refuses_probed_raw: bool,
     pub(super) cache_size: u64,
     pub(super) max_depth: usize,
     pub(super) cache_mode: CacheMode,
@@ -73,6 +74,7 @@ impl Default for OpenOptions {
             access: Access::ReadOnly,
             format: None,
             backing: FilePolicy::default(),
+            refuses_probed_raw: false,
             cache_size: DEFAULT_CACHE_SIZE,
             max_depth: DEFAULT_MAX_DEPTH,
             cache_mode: CacheMode::WriteBack,
@@ -111,6 +113,15 @@ impl OpenOptions {
     #[must_use]
     pub fn backing(mut self, policy: FilePolicy) -> OpenOptions {
         self.backing = policy;
+        self
+    }
+
+    /// Refuses a file that would be taken for a raw image only because it looks like nothing else, the image itself or one
+    /// below it: the format must be stated. A raw disk whose guest may write what it likes looks like any format that the
+    /// guest chooses, so that finding the format by looking is for files whose maker is trusted.
+    #[must_use]
+    pub fn refuse_probed_raw(mut self) -> OpenOptions {
+        self.refuses_probed_raw = true;
         self
     }
 

@@ -145,7 +145,7 @@ impl Found {
         let file = Arc::new(file);
         let storage = options.cache_mode.storage(&file)?;
         let format = match (&options.luks_header, options.format) {
-            (None, stated) => stated_or_probed(&*storage, stated)?,
+            (None, _) => stated_or_probed(&*storage, options)?,
             (Some(_), None | Some(Format::Luks)) => Format::Luks,
             (Some(_), Some(other)) => {
                 return Err(Error::invalid(format!("a {other} image has no header in a file of its own")));
@@ -178,7 +178,7 @@ impl Found {
         options: &OpenOptions,
         access: Access,
     ) -> Result<Found> {
-        let kind = Kind::read(stated_or_probed(&*storage, options.format)?, &*storage)?;
+        let kind = Kind::read(stated_or_probed(&*storage, options)?, &*storage)?;
         let passphrase = options.passphrase.clone();
         Ok(Found { path: None, storage, file: None, kind, access, start: 0, passphrase })
     }
@@ -234,8 +234,14 @@ fn windowed(storage: Arc<dyn Storage>, format: Format, options: &OpenOptions) ->
     Ok(Arc::new(part))
 }
 
-fn stated_or_probed(storage: &dyn Storage, stated: Option<Format>) -> Result<Format> {
-    stated.map_or_else(|| probe_format(storage), Ok)
+fn stated_or_probed(storage: &dyn Storage, options: &OpenOptions) -> Result<Format> {
+    match options.format {
+        Some(stated) => Ok(stated),
+        None => match probe_format(storage)? {
+            Format::Raw if options.refuses_probed_raw => Err(Error::new(ErrorKind::RawNotStated)),
+            probed => Ok(probed),
+        },
+    }
 }
 
 /// The format that a file's first bytes look like; one that is known by name only is refused by name.
