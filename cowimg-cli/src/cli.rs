@@ -91,6 +91,7 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
     };
     trust::adopt(untrusted);
     if let Some(trace) = trace {
+        check_trace(&trace)?;
         warn(&format!("-T {trace} has no effect: there is nothing here that could be traced"));
     }
     match command {
@@ -115,6 +116,16 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Discard(args) => discard::run(&args, console),
         Command::Completions(args) => completions::run(&args, CommandLine::command(), console),
         Command::Man(args) => man::run(&args, CommandLine::command(), console),
+    }
+}
+
+/// Refuses what says nothing about tracing.
+fn check_trace(spec: &str) -> Result<(), Failure> {
+    const KEYS: [&str; 3] = ["enable", "events", "file"];
+    let mut keys = spec.split(',').filter_map(|part| Some(part.split_once('=')?.0));
+    match keys.find(|key| !KEYS.contains(key)) {
+        Some(key) => Err(Failure::usage(format!("-T has no option '{key}'; there are {}", KEYS.join(", ")))),
+        None => Ok(()),
     }
 }
 

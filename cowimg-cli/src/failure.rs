@@ -28,6 +28,8 @@ enum Cause {
     Message(String),
     /// The reader of standard output has gone; there is nothing left to say.
     OutputClosed,
+    /// No failure: an option asked for this text, and for nothing else to be done.
+    Answered(String),
     /// The user stopped the command with this signal.
     Stopped { signal: i32, message: String },
 }
@@ -49,6 +51,11 @@ impl Failure {
         Failure { cause, hint: None, code: ExitCode::Failure }
     }
 
+    /// The end of a command of which an option only asked for `text`.
+    pub(crate) fn answered(text: impl Into<String>) -> Failure {
+        Failure { cause: Cause::Answered(text.into()), hint: None, code: ExitCode::Success }
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Failure {
@@ -65,10 +72,12 @@ impl Failure {
         self
     }
 
-    /// Sets another exit code than 1.
+    /// Sets another exit code than 1. What is no failure stays none.
     #[must_use]
     pub(crate) fn code(mut self, code: ExitCode) -> Failure {
-        self.code = code;
+        if !matches!(self.cause, Cause::Answered(_)) {
+            self.code = code;
+        }
         self
     }
 
@@ -78,6 +87,9 @@ impl Failure {
         match &self.cause {
             Cause::OutputClosed => return ExitCode::Success.into(),
             Cause::Message(_) => self.print(),
+            Cause::Answered(text) => {
+                let _ = write!(io::stdout(), "{text}");
+            }
             Cause::Stopped { signal, .. } => {
                 self.print();
                 // It returns only for signals that do not end a process.
@@ -98,6 +110,7 @@ impl fmt::Display for Failure {
         match &self.cause {
             Cause::Message(message) | Cause::Stopped { message, .. } => f.write_str(message)?,
             Cause::OutputClosed => f.write_str("nobody reads the output")?,
+            Cause::Answered(text) => f.write_str(text)?,
         }
         match &self.hint {
             Some(hint) => write!(f, "\n{hint}"),

@@ -1,6 +1,6 @@
 //! Names of image files and of formats.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -10,22 +10,10 @@ use cowimg::Format;
 const UNHANDLED_FORMATS: [&str; 9] =
     ["bochs", "cloop", "dmg", "parallels", "qed", "vdi", "vhdx", "vmdk", "vpc"];
 
-/// Starts of names that mean something other than a file to qemu-img.
-const UNHANDLED_SCHEMES: [&str; 14] = [
-    "json:",
-    "nbd:",
-    "nbd+unix:",
-    "nbd+tcp:",
-    "http:",
-    "https:",
-    "ftp:",
-    "ftps:",
-    "ssh:",
-    "nfs:",
-    "iscsi:",
-    "rbd:",
-    "gluster:",
-    "fat:",
+/// Protocols of qemu-img's by which images are reached that are no files.
+const UNHANDLED_PROTOCOLS: [&str; 14] = [
+    "json", "nbd", "nbd+unix", "nbd+tcp", "http", "https", "ftp", "ftps", "ssh", "nfs", "iscsi", "rbd",
+    "gluster", "fat",
 ];
 
 /// Parses the name of a format, for clap and for `backing_fmt`.
@@ -39,22 +27,33 @@ pub(crate) fn parse_format(name: &str) -> Result<Format, String> {
     }
 }
 
-/// Parses a file name, for clap: `file:name` is `name`, as qemu-img has it, and names that are no files are refused.
+/// Parses a file name, for clap. What stands before a colon, with no slash before it, is a protocol, as qemu-img has it:
+/// `file:name` is `name`, and all others are refused.
 pub(crate) fn parse_path(name: OsString) -> Result<PathBuf, String> {
-    if name.is_empty() {
-        return Err("the file name is empty".to_owned());
-    }
     let bytes = name.as_bytes();
-    if let Some(scheme) = UNHANDLED_SCHEMES.iter().find(|scheme| bytes.starts_with(scheme.as_bytes())) {
-        return Err(format!(
-            "names that start with '{scheme}' are not handled by this version of cowimg; give a file's name (a file \
-             that is really called so: ./{scheme}...)"
-        ));
+    let Some((protocol, rest)) = split_protocol(bytes) else {
+        return if bytes.is_empty() { Err(EMPTY.to_owned()) } else { Ok(PathBuf::from(name)) };
+    };
+    if protocol == b"file" {
+        let rest = PathBuf::from(OsStr::from_bytes(rest));
+        return if rest.as_os_str().is_empty() { Err(EMPTY.to_owned()) } else { Ok(rest) };
     }
-    match bytes.strip_prefix(b"file:") {
-        Some(rest) if !rest.is_empty() => Ok(PathBuf::from(std::ffi::OsStr::from_bytes(rest))),
-        _ => Ok(PathBuf::from(name)),
-    }
+    let protocol = String::from_utf8_lossy(protocol);
+    let shown = name.to_string_lossy();
+    let what = if UNHANDLED_PROTOCOLS.contains(&&*protocol) {
+        format!("names that start with '{protocol}:' are not handled by this version of cowimg")
+    } else {
+        format!("{shown}: the protocol '{protocol}' is unknown")
+    };
+    Err(format!("{what}; give a file's name (a file that is really called so: ./{shown})"))
+}
+
+const EMPTY: &str = "the file name is empty";
+
+/// What stands before and behind the first colon, if no slash comes earlier.
+fn split_protocol(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = name.iter().position(|&byte| byte == b':' || byte == b'/')?;
+    (name[at] == b':').then(|| (&name[..at], &name[at + 1..]))
 }
 
 /// The format that a name's ending speaks of, if it speaks of one.
@@ -76,7 +75,10 @@ mod tests {
         assert_eq!(parse_path("a.img".into()), Ok(PathBuf::from("a.img")));
         assert_eq!(parse_path("file:a.img".into()), Ok(PathBuf::from("a.img")));
         assert_eq!(parse_path("./nbd:x".into()), Ok(PathBuf::from("./nbd:x")));
-        assert!(parse_path("nbd://host/x".into()).is_err());
+        assert_eq!(parse_path("d/x:y".into()), Ok(PathBuf::from("d/x:y")));
+        assert!(parse_path("nbd://host/x".into()).unwrap_err().contains("not handled"));
+        assert!(parse_path("nosuch:a.img".into()).unwrap_err().contains("'nosuch' is unknown"));
+        assert!(parse_path("file:".into()).is_err());
         assert!(parse_path("json:{}".into()).is_err());
         assert!(parse_path("".into()).is_err());
     }

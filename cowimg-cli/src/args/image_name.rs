@@ -45,6 +45,8 @@ pub(crate) struct ImageName {
     pub(crate) options: OpenOptions,
     /// Whether its format is stated, and not found by looking.
     pub(crate) is_stated: bool,
+    /// Whether the description is of a file as such, and not of an image in one.
+    pub(crate) is_file: bool,
     /// Whether the description puts a backing file in the place of the one that the image names.
     pub(crate) overrides_backing: bool,
     /// Whether the description allows reading only.
@@ -121,6 +123,7 @@ fn plain(name: &OsStr, format: Option<Format>) -> Result<ImageName, Failure> {
             None => options,
         },
         is_stated: format.is_some(),
+        is_file: false,
         overrides_backing: false,
         read_only: false,
         states_cache: false,
@@ -139,6 +142,7 @@ fn described(mut tree: OptionTree, format: Option<Format>) -> Result<ImageName, 
         path,
         options: node.options,
         is_stated: node.format.is_some(),
+        is_file: node.is_file,
         overrides_backing: node.overrides_backing,
         read_only: node.read_only,
         states_cache: node.states_cache,
@@ -146,11 +150,13 @@ fn described(mut tree: OptionTree, format: Option<Format>) -> Result<ImageName, 
 }
 
 /// One format of a description with all that is below it.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact that a description states or not")]
 struct Node {
     path: Option<PathBuf>,
     format: Option<Format>,
     options: OpenOptions,
     shown: Option<OsString>,
+    is_file: bool,
     overrides_backing: bool,
     read_only: bool,
     states_cache: bool,
@@ -177,6 +183,7 @@ impl Node {
             format,
             options: common.options(format),
             shown: None,
+            is_file,
             overrides_backing: false,
             read_only: common.read_only,
             states_cache: common.direct || common.no_flush,

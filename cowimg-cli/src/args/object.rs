@@ -44,6 +44,9 @@ pub(crate) fn passphrase(id: &str) -> Result<Passphrase, Failure> {
 impl Objects {
     /// Reads every object, for the whole command to ask for.
     pub(crate) fn register(&self) -> Result<(), Failure> {
+        if self.given.iter().any(|given| given == "help" || given == "?") {
+            return Err(Failure::answered("Objects that have a use here:\n  secret\n"));
+        }
         let _registered_before = REGISTERED.set(self.secrets()?);
         Ok(())
     }

@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
 fn compare(args: &Args, wanted: Wanted, console: &mut Console) -> Result<ExitCode, Failure> {
     let interrupt = Interrupt::listen()
         .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
-    args.objects.register()?;
+    args.objects.register().map_err(|failure| failure.code(ExitCode::NOT_OPENED))?;
     let (first, second) = open(args).map_err(|failure| failure.code(ExitCode::NOT_OPENED))?;
     let strictness = if args.strict { Strictness::Mapping } else { Strictness::Content };
     let shown = Shown {

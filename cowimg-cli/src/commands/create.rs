@@ -11,15 +11,14 @@ use cowimg::{
 };
 
 use crate::args::format_options::{FormatOptions, options_of};
-use crate::args::image::{format_by_name, parse_format};
+use crate::args::image::{format_by_name, parse_format, parse_path};
 use crate::args::key_values::KeyValues;
 use crate::args::object::Objects;
-use crate::args::path_parser;
 use crate::args::size::parse_size;
 use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note, os_message};
+use crate::failure::{Failure, note, os_message, warn};
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output;
@@ -63,8 +62,8 @@ pub(crate) struct Args {
     force: bool,
 
     /// The new image's file
-    #[arg(value_name = "FILE", value_parser = path_parser(), required_unless_present = "options")]
-    file: Option<PathBuf>,
+    #[arg(value_name = "FILE", required_unless_present = "options")]
+    file: Option<OsString>,
 
     /// Size of the disk in bytes, or with a suffix k, M, G, T, P or E; without it BACKING's size
     #[arg(value_name = "SIZE", allow_negative_numbers = true)]
@@ -81,13 +80,11 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         output::create::options_help(format, options_of(format), out)?;
         return Ok(ExitCode::Success);
     }
-    let Some(file) = &args.file else {
-        return Err(
-            Failure::usage("which file is to be created?").hint("Try 'cowimg create --help' for more info")
-        );
-    };
     let strict = out.manner.is_strict();
+    let (file, bad_name) = file_of(args, strict)?;
+    let file = &file;
     let (options, mut objection) = FormatOptions::parse(format, &given)?;
+    objection = objection.or(bad_name);
     let size = size_of(args, &options)?;
     let backing = match backing_of(args, &options, (format, out.manner))? {
         Backing::None => None,
@@ -137,9 +134,38 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     wanted.luks = options.luks_image()?;
     write_image(file, &wanted)?;
     if !strict {
+        warn_of_broken_chain(file, &simple);
         announce(args, &wanted, (&options, &report), out)?;
     }
     Ok(ExitCode::Success)
+}
+
+/// The new image's file, and what is wrong with its name if that is to be said later.
+fn file_of(args: &Args, strict: bool) -> Result<(PathBuf, Option<Failure>), Failure> {
+    let Some(name) = &args.file else {
+        return Err(
+            Failure::usage("which file is to be created?").hint("Try 'cowimg create --help' for more info")
+        );
+    };
+    match parse_path(name.clone()) {
+        Ok(path) => Ok((path, None)),
+        // qemu-img says what it is about to make before it looks at the name.
+        Err(why) if strict && name.is_empty() => Ok((PathBuf::new(), Some(Failure::usage(why)))),
+        Err(why) => Err(Failure::usage(why)),
+    }
+}
+
+/// Says so where the new image's base is there and something below it is not.
+fn warn_of_broken_chain(file: &Path, wanted: &CreateOptions) {
+    let Some(backing) = &wanted.backing else { return };
+    if backing.verification != Verification::Verify {
+        return;
+    }
+    let backing = BackingOptions { verification: Verification::VerifyChain, ..backing.clone() };
+    let whole = CreateOptions { backing: Some(backing), ..wanted.clone() };
+    if let Err(error) = cowimg::plan(file, &whole) {
+        warn(&format!("{error}; the new image is of no use until that is put right"));
+    }
 }
 
 /// Makes the image. One that is stopped leaves nothing behind, unless it was to be written over what was there.
@@ -182,8 +208,14 @@ fn announce(
     let size = wanted.size.unwrap_or(report.size);
     let format = wanted.format;
     let backing_format = args.backing_format.or(options.backing_format);
-    let created =
-        output::create::Created { path: file, format, size, backing: recorded, backing_format, options };
+    let created = output::create::Created {
+        path: Path::new(file),
+        format,
+        size,
+        backing: recorded,
+        backing_format,
+        options,
+    };
     Ok(output::create::human(&created, out)?)
 }
 
@@ -192,7 +224,7 @@ fn default_format(args: &Args, has_backing: bool, manner: Manner) -> Format {
     if manner.is_strict() {
         return Format::Raw;
     }
-    let by_name = args.file.as_deref().and_then(format_by_name);
+    let by_name = args.file.as_deref().map(Path::new).and_then(format_by_name);
     if has_backing { Format::Qcow2 } else { by_name.unwrap_or(Format::Qcow2) }
 }
 
@@ -243,6 +275,10 @@ fn backing_of(
         return Err(Failure::usage("-u does not look at the backing file, so its format must be given")
             .hint("Add -F raw or -F qcow2"));
     }
-    let verification = if args.backing_unsafe { Verification::Trust } else { Verification::Verify };
+    let verification = match (args.backing_unsafe, manner) {
+        (true, _) => Verification::Trust,
+        (false, Manner::QemuImg) => Verification::VerifyChain,
+        (false, Manner::Cowimg) => Verification::Verify,
+    };
     Ok(Backing::Stated(BackingOptions { name, format: backing_format, verification }))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use cowimg::ImageInfo;
 
 use crate::args::{Report, ReportFormat, Source};
+use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -21,6 +22,10 @@ pub(crate) struct Args {
     /// Show every image of the backing chain
     #[arg(short = 'b', long)]
     backing_chain: bool,
+
+    /// Show all that the header says: places and sizes of tables, feature bits and extensions, known or not
+    #[arg(long, help_heading = OURS)]
+    header: bool,
 
     #[command(flatten)]
     report: Report,
@@ -43,9 +48,13 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         infos.iter().try_for_each(refuse_unknown)?;
     }
     let title = |info: &ImageInfo| info.path.as_deref().map_or(Vec::new(), |path| path_bytes(path).to_vec());
-    let mut layers: Vec<_> = infos.into_iter().map(|info| Titled { title: title(&info), info }).collect();
+    let mut layers: Vec<_> = infos
+        .into_iter()
+        .map(|info| Titled { title: title(&info), info, is_file: false, with_header: args.header })
+        .collect();
     if let Some(top) = layers.first_mut() {
         top.title = image.shown.into_vec();
+        top.is_file = image.is_file;
     }
     match args.report.format() {
         ReportFormat::Human => output::info::human(&layers, out)?,

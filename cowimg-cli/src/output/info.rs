@@ -12,7 +12,7 @@ use cowimg::{BitmapInfo, ImageInfo, Version};
 
 use crate::output::human_size::human_size;
 use crate::output::json::Json;
-use crate::output::{path_bytes, snapshots};
+use crate::output::{header, path_bytes, snapshots};
 
 /// A layer, and what the report calls it: the name that it was opened by, or the description.
 #[derive(Debug)]
@@ -21,6 +21,10 @@ pub(crate) struct Titled {
     pub(crate) title: Vec<u8>,
     /// The layer.
     pub(crate) info: ImageInfo,
+    /// Whether it is a file as such, and no image in one.
+    pub(crate) is_file: bool,
+    /// Whether all that its header says is told.
+    pub(crate) with_header: bool,
 }
 
 /// Every layer for a person, with an empty line between two.
@@ -36,7 +40,10 @@ pub(crate) fn human(layers: &[Titled], out: &mut dyn Write) -> io::Result<()> {
 
 /// One layer for a program.
 pub(crate) fn json(layer: &Titled) -> Json {
-    let Titled { title, info } = layer;
+    let Titled { title, info, .. } = layer;
+    if layer.is_file {
+        return file_node(info);
+    }
     let children = Json::List(vec![Json::Object(vec![("name", "file".into()), ("info", file_node(info))])]);
     let mut fields = vec![("children", children)];
     if let Some(format) = info.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
@@ -69,6 +76,9 @@ pub(crate) fn json(layer: &Titled) -> Json {
         fields.push(("backing-filename", backing.name.as_bytes().into()));
     }
     fields.push(("dirty-flag", info.dirty.into()));
+    if let (true, Some(header)) = (layer.with_header, header::fields(info)) {
+        fields.push(("header", Json::Object(header)));
+    }
     Json::Object(fields)
 }
 
@@ -193,11 +203,15 @@ pub(super) fn bitmap(bitmap: &BitmapInfo) -> Json {
 }
 
 fn human_layer(layer: &Titled, out: &mut dyn Write) -> io::Result<()> {
-    let Titled { title, info } = layer;
+    let Titled { title, info, .. } = layer;
     write_line(out, "image: ", title)?;
-    writeln!(out, "file format: {}", info.format)?;
+    let format = if layer.is_file { protocol(info) } else { info.format.as_str() };
+    writeln!(out, "file format: {format}")?;
     writeln!(out, "virtual size: {} ({} bytes)", human_size(info.virtual_size), info.virtual_size)?;
     writeln!(out, "disk size: {}", human_size(info.disk_size))?;
+    if layer.is_file {
+        return Ok(());
+    }
     if info.encrypted {
         writeln!(out, "encrypted: yes")?;
     }
@@ -226,6 +240,10 @@ fn human_layer(layer: &Titled, out: &mut dyn Write) -> io::Result<()> {
     if let Some(specific) = format_specific(info) {
         writeln!(out, "Format specific information:")?;
         human_fields(&specific, 1, out)?;
+    }
+    if let (true, Some(header)) = (layer.with_header, header::fields(info)) {
+        writeln!(out, "Header:")?;
+        human_fields(&header, 1, out)?;
     }
     writeln!(out, "Child node '/file':")?;
     write_line(out, "    filename: ", name(info))?;

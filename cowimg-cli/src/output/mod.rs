@@ -9,6 +9,7 @@ pub(crate) mod bitmaps;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod create;
+pub(crate) mod header;
 pub(crate) mod hex;
 pub(crate) mod human_size;
 pub(crate) mod info;

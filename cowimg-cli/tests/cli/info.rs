@@ -22,6 +22,44 @@ fn patch(bench: &Workbench, name: &str, offset: usize, byte: u8) {
     fs::write(bench.path(name), bytes).expect("the image can be written");
 }
 
+/// What a header says is shown whether anybody knows it or not.
+#[test]
+fn all_that_a_header_says_is_shown_on_demand() {
+    let bench = Workbench::new();
+    bench.qemu_img("create -q -f raw base.img 1M");
+    bench.qemu_img("create -q -f qcow2 -b base.img -F raw -o lazy_refcounts=on a.qcow2");
+    bench.qemu_img("bitmap --add a.qcow2 daily");
+    // A compatible and an autoclear feature that nobody knows, and a second bit of the latter kind with a name: the name table
+    // follows the format's extension of 16 bytes.
+    patch(&bench, "a.qcow2", 80, 0x80);
+    patch(&bench, "a.qcow2", 95, 0x05);
+    patch(&bench, "a.qcow2", 128 + 8 + 7 * 48 + 1, 2);
+    let shown = bench.cowimg("info --header a.qcow2").ok().text();
+    for line in [
+        "Header:",
+        "    version: 3",
+        "    length: 112",
+        "        offset: 196608",
+        "    compatible features:",
+        "        bits: 0x8000000000000001",
+        "            [0]: lazy refcounts",
+        "            [1]: bit 63",
+        "            [1]: raw external data",
+        "            type: 0x6803f857",
+        "            name: feature name table",
+        "            bitmaps: 1",
+        "    backing file: base.img",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in:\n{shown}");
+    }
+    let json = bench.cowimg("info --header --json a.qcow2").ok().text();
+    assert!(json.contains("\"header\": {") && json.contains("\"bits\": \"0x5\""), "{json}");
+    assert!(!bench.cowimg("info a.qcow2").ok().text().contains("Header:"));
+    bench.qemu_img("create -q -f qcow b.qcow 1M");
+    let old = bench.cowimg("info --header b.qcow").ok().text();
+    assert!(old.contains("    version: 1\n") && old.contains("    l1 table offset: 48\n"), "{old}");
+}
+
 #[test]
 fn every_image_of_a_chain_is_reported_as_by_qemu_img() {
     let bench = Workbench::with_images();

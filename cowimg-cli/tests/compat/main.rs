@@ -8,18 +8,24 @@
 //! * the real `qemu-img check` finds our images clean, or exactly as damaged as its own;
 //! * a command that is refused says why, after `qemu-img: `, and changes no file.
 //!
-//! What is not in the tables: long options that the help of qemu-img 10.0.2 names and its parser does not know
-//! (`convert --compress`, `snapshot --create` and others), which work here; `-o nocow` and `-o extent_size_hint`; a
-//! new images of the format qcow and commits into one, which is read and not written here; a
-//! backing file that is named by a description (`json:`); a rebase to a base whose stated format is wrong, which is refused
-//! here; a new image over a base whose own base is gone, which is made here, as an image
-//! whose base is gone is checked here; names that start with an unknown protocol,
-//! which are plain names here; a change to version 2 of an image with snapshots that share a zero cluster, after which
-//! qemu-img 10.0.2 has other bytes in a snapshot, and of one whose snapshots have clusters compressed with zstd, which
-//! nobody can read then and which is refused here; a repair of images whose refcount blocks are missing, and `-r leaks` where
-//! qemu-img gives up because of them; `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
-//! with an option whose value is none, which it does not look at; several actions of `bitmap` of which a later one makes no
-//! sense, where qemu-img does the earlier ones.
+//! What is not in the tables:
+//!
+//! * long options that the help of qemu-img 10.0.2 names and its parser does not know (`convert --compress`, `snapshot
+//!   --create`, `bench --quiet` and others), which work here; `-o nocow` and `-o extent_size_hint`;
+//! * new images of the format qcow and commits into one, which is read and not written here;
+//! * a backing file that is named by a description (`json:`): an image's name for it is a file's; `/dev/null` and other
+//!   devices without a size, which are no images here; a description of a format over a format
+//!   (`driver=raw,file.driver=qcow2`);
+//! * a rebase to a base whose stated format is wrong, which is refused here; a check of an image whose base is gone, which
+//!   is done here;
+//! * a change to version 2 of an image with snapshots that share a zero cluster, after which qemu-img 10.0.2 has other
+//!   bytes in a snapshot, and of one whose snapshots have clusters compressed with zstd, which nobody can read then and
+//!   which is refused here;
+//! * a repair of images whose refcount blocks are missing, and `-r leaks` where qemu-img gives up because of them;
+//! * `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
+//!   with an option whose value is none, which it does not look at;
+//! * several actions of `bitmap` of which a later one makes no sense, where qemu-img does the earlier ones;
+//! * `-p` with a qcow image as a source: qemu-img looks at its clusters one by one, and prints more lines.
 //!
 //! One file per subcommand. A row is a line of text; `row` says how it is written. The reference is qemu-img 10; where
 //! an older one is installed, rows that it answers differently are left out, and the test says how many.
@@ -42,6 +48,7 @@ mod keys;
 mod luks;
 mod map;
 mod measure;
+mod names;
 mod outcome;
 mod qcow1;
 mod rebase;

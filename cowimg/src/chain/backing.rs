@@ -22,7 +22,7 @@ impl Image {
     /// all that is below it. This image goes on to read what it was opened over: open it anew to see the other.
     pub fn set_backing(&self, backing: Option<&BackingName>, verification: Verification) -> Result<()> {
         let qcow2 = self.named(self.top.qcow2_or(NO_NEW_BACKING))?;
-        if let (Some(backing), Verification::Verify) = (backing, verification) {
+        if let (Some(backing), Verification::Verify | Verification::VerifyChain) = (backing, verification) {
             self.refuse_loop(&self.open_backing(backing, &OpenOptions::default())?)?;
         }
         self.named(qcow2.set_backing(backing))
@@ -81,6 +81,6 @@ impl Layer {
             (None, None) => Arc::ptr_eq(self.shared_storage(), other.shared_storage()),
             _ => false,
         };
-        same && self.format() == other.format()
+        same && self.format() == other.format() && self.start() == other.start()
     }
 }

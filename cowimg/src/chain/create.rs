@@ -12,7 +12,7 @@ use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
 use super::staged::{RemovedUnlessKept, StagedImage, make_data_file};
-use super::walk::Found;
+use super::walk::{Found, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::Format;
 use crate::format::qcow2::layout::{BackingName, DataFileName, FreshParams, LazyRefcounts, Preallocation};
@@ -41,6 +41,8 @@ pub enum Verification {
     /// It must exist and be an image; its size is the default size.
     #[default]
     Verify,
+    /// The same, and all that is below it must be there, too. Nothing is locked.
+    VerifyChain,
     /// It is not opened; a size must be given.
     Trust,
 }
@@ -422,5 +424,8 @@ fn look_at_backing(path: &Path, backing: &BackingOptions) -> Result<LookedAt> {
     let len = found.storage.len().map_err(|error| context(Error::io("read its length", error)))?;
     let size = found.kind.disk_size(len);
     let found_format = backing.format.is_none().then(|| found.kind.format());
+    if backing.verification == Verification::VerifyChain {
+        walk(found, &options, Purpose::Peek).map_err(context)?;
+    }
     Ok(LookedAt { size: Some(size), found_format })
 }

@@ -48,6 +48,8 @@ pub struct ImageInfo {
     pub qcow2: Option<Qcow2Info>,
     /// The header of a LUKS image.
     pub luks: Option<LuksHeader>,
+    /// The header of an image of qcow's first version.
+    pub qcow1: Option<qcow1::Header>,
 }
 
 /// An image's reference to its backing file.
@@ -91,6 +93,8 @@ pub struct Qcow2Info {
     pub unknown_features: Vec<String>,
     /// The header of the LUKS volume, where the method is LUKS.
     pub luks: Option<LuksHeader>,
+    /// The header as it is, with what stands above taken from it.
+    pub header: Header,
 }
 
 /// What the image at `path` says of itself. Nothing that it names is opened.
@@ -148,6 +152,10 @@ impl ImageInfo {
                 Kind::Luks(luks) => Some(luks.header.clone()),
                 _ => None,
             },
+            qcow1: match &found.kind {
+                Kind::Qcow1(header) => Some(header.fields.clone()),
+                _ => None,
+            },
         })
     }
 }
@@ -167,6 +175,7 @@ impl Qcow2Info {
             crypt_method: header.crypt_method,
             unknown_features: header.unknown_incompatible(),
             luks: read_luks_header(storage, header)?,
+            header: header.clone(),
         })
     }
 }

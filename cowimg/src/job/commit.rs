@@ -3,6 +3,7 @@
 //! The order is what makes it safe: everything is in the lower layer, durably, before the first byte of the image itself
 //! changes. Up to there the image reads as before whatever happens, because only what it hides is written.
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -123,7 +124,7 @@ fn without_zeroes_around(cluster: &[u8]) -> Range<usize> {
 impl<'a> Run<'a> {
     fn new(image: &'a Image, lower: &'a Image, depth: usize, rate: Option<u64>) -> Run<'a> {
         let (data_bytes, zero_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Run { image, lower, depth, pace: Pace::new(rate), data_bytes, zero_bytes }
+        Run { image, lower, depth, pace: Pace::new(rate.and_then(NonZeroU64::new)), data_bytes, zero_bytes }
     }
 
     fn copy(&self, threads: usize, control: &Control<'_>) -> Result<()> {
@@ -137,9 +138,10 @@ impl<'a> Run<'a> {
                 self.image.read_at(buf, piece.range.start())
             },
             |piece, (), buf| {
+                self.pace.wait(piece.range.len(), control)?;
                 self.write(piece, buf)?;
                 control.report(piece.range.end(), self.image.size());
-                self.pace.moved(piece.range.len(), control)
+                Ok(())
             },
         )
     }

@@ -154,6 +154,11 @@ impl Header {
         self.cluster_bits
     }
 
+    /// log2 of the number of entries in an L2 table.
+    pub fn l2_bits(&self) -> u32 {
+        self.l2_bits
+    }
+
     /// Bytes of the disk that an L2 table maps.
     pub fn l2_coverage(&self) -> u64 {
         1 << (self.cluster_bits.saturating_add(self.l2_bits))

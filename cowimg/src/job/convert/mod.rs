@@ -4,7 +4,6 @@
 //! is done in the order of the source, unless the caller does not care, so that the target is laid out alike whatever
 //! the threads do.
 
-mod pace;
 mod pack;
 mod pieces;
 mod run;

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::super::pace::Pace;
 use super::super::zero_scan::parts;
-use super::pace::Pace;
 use super::pack::{Packed, Packing, Zeroes};
 use super::pieces::{Action, Piece, Pieces};
 use super::source::Source;
