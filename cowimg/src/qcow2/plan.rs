@@ -119,11 +119,15 @@ impl Qcow2 {
     /// The same where data is in a file of its own: there the place at offset 0 is one like any other, and is taken if the
     /// copied flag says so.
     fn decode_external(&self, raw: RawL2Entry, cluster: GuestCluster) -> Result<L2Entry> {
-        let decoded = L2Entry::decode_external(raw, &self.geometry);
-        decoded.map_err(|error| {
-            let guest = self.geometry.guest_offset(cluster).get();
-            Corruption::L2Entry { guest, entry: raw.descriptor, why: error.why() }.into()
-        })
+        let guest = self.geometry.guest_offset(cluster).get();
+        let refused = |why| Corruption::L2Entry { guest, entry: raw.descriptor, why };
+        let decoded = L2Entry::decode_external(raw, &self.geometry).map_err(|error| refused(error.why()))?;
+        match decoded.space() {
+            Some(space) if space.host.get() != guest => {
+                Err(refused("in a data file each cluster is where it is on the disk").into())
+            }
+            _ => Ok(decoded),
+        }
     }
 
     /// The longest segment that starts at `range.start()`, one source, one slice, and its source.

@@ -281,6 +281,33 @@ fn version_2_has_no_place_for_a_mark_and_refuses_all_the_same() {
     assert_eq!(std::fs::read(&path).expect("it is there")[72..80], patient.bytes[72..80]);
 }
 
+/// In a data file each cluster has one place. An entry that names another would show, and change, another's data.
+#[test]
+fn an_entry_that_names_anothers_place_in_a_data_file_is_damage() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let [sound, path, data] = ["sound.qcow2", "image.qcow2", "data.raw"].map(|name| folder.path().join(name));
+    let words = format!("create -q -f qcow2 -o cluster_size=4k,data_file={}", data.display());
+    qemu_tools::img(&words, &[&sound, Path::new("1M")]);
+    qemu_tools::io(&sound, &["write -q -P 1 0 64k".to_owned()]);
+    let mut bytes = std::fs::read(&sound).expect("the image can be read");
+    let l2 = word_at(&bytes, word_at(&bytes, 40)) & OFFSET;
+    bytes[l2 as usize + 8..l2 as usize + 16].copy_from_slice(&(COPIED | 0x2000).to_be_bytes());
+    std::fs::write(&path, &bytes).expect("the image can be written");
+    let text = path.display().to_string();
+    let theirs = qemu_tools::answer_of("qemu-io", &["-f", "qcow2", "-c", "read 4k 4k", &text]);
+    assert!(theirs.code != 0 && is_marked(&path), "QEMU meets it: {}", theirs.text);
+    for write in [false, true] {
+        std::fs::write(&path, &bytes).expect("the image can be written");
+        let image = Image::options().access(Access::ReadWrite).open(&path).expect("the image opens");
+        let done = if write { image.write_at(&[7; 512], 4096) } else { image.read_at(&mut [0; 512], 4096) };
+        let error = done.expect_err("the entry names the place of another cluster");
+        assert!(matches!(error.kind(), ErrorKind::Corrupt(Corruption::L2Entry { .. })), "{error}");
+        assert!(is_marked(&path));
+        image.close().expect("the image closes");
+    }
+    assert!(std::fs::read(&data).expect("the data file")[..65536].iter().all(|&byte| byte == 1));
+}
+
 #[test]
 fn damage_below_marks_no_overlay() {
     let patient = Patient::new("1.1");
