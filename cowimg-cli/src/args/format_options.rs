@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 
 use cowimg::encryption::LuksOptions;
+use cowimg::storage::HostAttributes;
 use cowimg::{CompressionType, Format, LazyRefcounts, Preallocation, Qcow2CreateOptions, Version};
 
 use crate::args::encryption_options::EncryptionWords;
@@ -28,7 +29,7 @@ pub(crate) struct OptionHelp {
 }
 
 /// All options, in the order in which help lists them.
-const OPTIONS: [OptionHelp; 21] = [
+const OPTIONS: [OptionHelp; 23] = [
     OptionHelp {
         key: "backing_file",
         value: "str",
@@ -132,10 +133,22 @@ const OPTIONS: [OptionHelp; 21] = [
         in_raw: false,
     },
     OptionHelp {
+        key: "extent_size_hint",
+        value: "size",
+        purpose: "steps that XFS gives the file space in (default 1M; 0 for none)",
+        in_raw: true,
+    },
+    OptionHelp {
         key: "lazy_refcounts",
         value: "on/off",
         purpose: "mark the image so that refcounts may be written late (default off)",
         in_raw: false,
+    },
+    OptionHelp {
+        key: "nocow",
+        value: "on/off",
+        purpose: "have Btrfs write over the file in place (default off)",
+        in_raw: true,
     },
     OptionHelp {
         key: "preallocation",
@@ -168,7 +181,7 @@ const fn luks_option(key: &'static str, value: &'static str, purpose: &'static s
 }
 
 /// Options that qemu-img has for these formats and that this version does not handle.
-const UNHANDLED: [&str; 3] = ["detached-header", "extent_size_hint", "nocow"];
+const UNHANDLED: [&str; 1] = ["detached-header"];
 
 /// The options that images of a format have.
 pub(crate) fn options_of(format: Format) -> impl Iterator<Item = &'static OptionHelp> {
@@ -191,6 +204,10 @@ pub(crate) struct FormatOptions {
     pub(crate) encryption: EncryptionWords,
     /// `preallocation`.
     pub(crate) preallocation: Preallocation,
+    /// `nocow` and `extent_size_hint`.
+    pub(crate) host: HostAttributes,
+    /// The words that these were given with, as a report repeats them.
+    pub(crate) host_words: [Option<String>; 2],
     /// The word that `compat` was given with.
     pub(crate) compat_word: Option<String>,
     /// The word that `lazy_refcounts` was given with.
@@ -236,6 +253,11 @@ impl FormatOptions {
                 _ => EncryptionWords::of(given),
             },
             preallocation: object(preallocation(given), &mut objection),
+            host: host_attributes(given, &mut objection)?,
+            host_words: [
+                owned("nocow"),
+                parse_size_option(given, "extent_size_hint")?.map(|size| size.to_string()),
+            ],
             compat_word: owned("compat"),
             lazy_refcounts_word: owned("lazy_refcounts"),
             preallocation_word: owned("preallocation"),
@@ -357,6 +379,17 @@ fn qcow2_options(given: &KeyValues, objection: &mut Option<Failure>) -> Result<Q
     Ok(options)
 }
 
+/// What the file system is told.
+fn host_attributes(given: &KeyValues, objection: &mut Option<Failure>) -> Result<HostAttributes, Failure> {
+    let hint = parse_size_option(given, "extent_size_hint")?.map(|size| {
+        u32::try_from(size).map_err(|_| Failure::usage("extent_size_hint is larger than any step can be"))
+    });
+    Ok(HostAttributes {
+        no_cow: parse_switch(given, "nocow")?,
+        extent_size_hint: hint.map(|hint| object(hint, objection)),
+    })
+}
+
 /// How much space is taken at once.
 fn preallocation(given: &KeyValues) -> Result<Preallocation, Failure> {
     match given.get("preallocation") {
@@ -444,7 +477,6 @@ mod tests {
             "extended_l2=maybe",
             "backing_fmt=vmdk",
             "data_file_raw=maybe",
-            "nocow=on",
         ] {
             assert!(parse(Format::Qcow2, list).is_err(), "{list}");
         }

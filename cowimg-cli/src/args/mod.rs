@@ -24,6 +24,7 @@ pub(crate) mod key_values;
 pub(crate) mod object;
 pub(crate) mod opening;
 pub(crate) mod option_tree;
+mod secret_cipher;
 pub(crate) mod size;
 pub(crate) mod snapshot;
 

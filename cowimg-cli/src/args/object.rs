@@ -4,6 +4,9 @@
 //! object = "secret,id=" id ",data=" text | "secret,id=" id ",file=" path     [",format=raw" | ",format=base64"]
 //! ```
 //!
+//! With `keyid=ID,iv=BASE64` the secret is encrypted: with AES in blocks that are chained, under the 32 bytes of the secret ID,
+//! which stands before it on the command line.
+//!
 //! A secret that no image asks for does nothing; one that is not valid stops the command.
 
 use std::collections::BTreeMap;
@@ -12,6 +15,7 @@ use std::sync::OnceLock;
 use cowimg::encryption::Passphrase;
 
 use crate::args::option_tree::OptionTree;
+use crate::args::secret_cipher;
 use crate::failure::{Failure, os_message};
 
 /// The objects of a command line.
@@ -35,7 +39,14 @@ static REGISTERED: OnceLock<Secrets> = OnceLock::new();
 /// The passphrase that the secret of this id is.
 pub(crate) fn passphrase(id: &str) -> Result<Passphrase, Failure> {
     match REGISTERED.get().and_then(|secrets| secrets.by_id.get(id)) {
-        Some(secret) => Ok(Passphrase::new(secret.as_slice())),
+        Some(secret) if std::str::from_utf8(secret).is_err() => {
+            Err(Failure::usage(format!("the secret '{id}' is no text (UTF-8), as a passphrase must be")))
+        }
+        Some(secret) => {
+            // As in QEMU, where a passphrase is a text of C.
+            let end = secret.iter().position(|&byte| byte == 0).unwrap_or(secret.len());
+            Ok(Passphrase::new(&secret[..end]))
+        }
         None => Err(Failure::usage(format!("there is no secret with the id '{id}'"))
             .hint(format!("Define it with --object secret,id={id},file=PATH"))),
     }
@@ -54,8 +65,8 @@ impl Objects {
     fn secrets(&self) -> Result<Secrets, Failure> {
         let mut secrets = Secrets::default();
         for given in &self.given {
-            let (id, secret) =
-                parse(given).map_err(|why| Failure::usage(format!("--object: {why}")).hint(FORM))?;
+            let (id, secret) = parse(given, &secrets)
+                .map_err(|why| Failure::usage(format!("--object: {why}")).hint(FORM))?;
             if secrets.by_id.insert(id.clone(), secret).is_some() {
                 return Err(Failure::usage(format!("--object: there are two objects with the id '{id}'")));
             }
@@ -67,7 +78,7 @@ impl Objects {
 const FORM: &str = "Write secret,id=ID,data=TEXT or secret,id=ID,file=PATH";
 
 /// The id and the bytes of one secret.
-fn parse(given: &str) -> Result<(String, Vec<u8>), String> {
+fn parse(given: &str, before: &Secrets) -> Result<(String, Vec<u8>), String> {
     let sentence = |failure: Failure| failure.to_string();
     let mut tree = if given.starts_with('{') {
         OptionTree::from_json(given).map_err(sentence)?
@@ -97,17 +108,20 @@ fn parse(given: &str) -> Result<(String, Vec<u8>), String> {
         (None, None) => return Err("a secret has data= or file=, and here is neither".to_owned()),
     };
     let format = take("format")?;
-    if take("keyid")?.is_some() || take("iv")?.is_some() {
-        return Err("secrets that are encrypted by another one (keyid=) are not handled".to_owned());
-    }
+    let (key, vector) = (take("keyid")?, take("iv")?);
     tree.finish().map_err(sentence)?;
-    match format.as_deref() {
-        None | Some("raw") => Ok((id, bytes)),
-        Some("base64") => {
-            Ok((id, decode_base64(&bytes).ok_or("the secret is said to be base64, and is not")?))
-        }
-        Some(word) => Err(format!("format is '{word}'; it must be raw or base64")),
-    }
+    let bytes = match format.as_deref() {
+        None | Some("raw") => bytes,
+        Some("base64") => decode_base64(&bytes).ok_or("the secret is said to be base64, and is not")?,
+        Some(word) => return Err(format!("format is '{word}'; it must be raw or base64")),
+    };
+    let Some(key) = key else { return Ok((id, bytes)) };
+    let Some(key) = before.by_id.get(&key) else {
+        return Err(format!("there is no secret '{key}' before this one, to decrypt it with"));
+    };
+    let vector = vector.ok_or("a secret with keyid= has iv=, too")?;
+    let vector = decode_base64(vector.as_bytes()).ok_or("iv is not base64")?;
+    Ok((id, secret_cipher::decrypt(key, &vector, bytes)?))
 }
 
 /// Decodes base64; white space between the characters is skipped.
@@ -144,7 +158,7 @@ mod tests {
     use super::*;
 
     fn secret(given: &str) -> Result<Vec<u8>, String> {
-        parse(given).map(|(_, secret)| secret)
+        parse(given, &Secrets::default()).map(|(_, secret)| secret)
     }
 
     #[test]
@@ -158,6 +172,26 @@ mod tests {
         std::fs::write(file.path(), b"aGVs\nbG8h\n").unwrap();
         let named = format!("secret,id=a,file={},format=base64", file.path().display());
         assert_eq!(secret(&named).unwrap(), b"hello!");
+    }
+
+    #[test]
+    fn a_secret_is_decrypted_with_the_one_before_it() {
+        let encrypted = "secret,id=a,data=NJSVveuKCf6TT8TrKSSfEg==,format=base64,keyid=k";
+        let iv = "iv=dnZ2dnZ2dnZ2dnZ2dnZ2dg==";
+        let objects = |given: &[String]| Objects { given: given.to_vec() }.secrets();
+        let key = format!("secret,id=k,data={}", "k".repeat(32));
+        let secrets =
+            objects(&[key.clone(), format!("{encrypted},{iv}")]).map_err(|failure| failure.to_string());
+        assert_eq!(secrets.unwrap().by_id["a"], b"open sesame");
+        for refused in [
+            [format!("{encrypted},{iv}"), key.clone()],
+            [key.clone(), encrypted.to_owned()],
+            [key.clone(), format!("{encrypted},iv=%%")],
+            [key.clone(), format!("{encrypted},iv=dnY=")],
+            ["secret,id=k,data=short".to_owned(), format!("{encrypted},{iv}")],
+        ] {
+            assert!(objects(&refused).is_err(), "{refused:?}");
+        }
     }
 
     #[test]

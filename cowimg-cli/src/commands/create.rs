@@ -113,6 +113,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         overwrite: out.overwrite(args.force),
         qcow2: options.qcow2.clone(),
         luks: None,
+        host: options.host,
     };
     // What can be known of the image before its options are judged; the strict manner says it even if they are bad.
     let simple = CreateOptions {

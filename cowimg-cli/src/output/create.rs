@@ -37,8 +37,16 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
         for (key, word) in options.encryption.iter() {
             write!(out, " {key}={word}")?;
         }
-        if let Some(word) = &options.preallocation_word {
-            write!(out, " preallocation={word}")?;
+        let [no_cow, extent_size] = &options.host_words;
+        let words = [
+            ("nocow", no_cow),
+            ("preallocation", &options.preallocation_word),
+            ("extent_size_hint", extent_size),
+        ];
+        for (key, word) in words {
+            if let Some(word) = word {
+                write!(out, " {key}={word}")?;
+            }
         }
         return writeln!(out);
     }
@@ -70,7 +78,13 @@ pub(crate) fn human(created: &Created<'_>, out: &mut dyn Write) -> io::Result<()
         write!(out, " data_file_raw={word}")?;
     }
     let lazy_refcounts = options.lazy_refcounts_word.as_deref().unwrap_or("off");
-    writeln!(out, " lazy_refcounts={lazy_refcounts} refcount_bits={}", options.qcow2.refcount_bits)
+    write!(out, " lazy_refcounts={lazy_refcounts} refcount_bits={}", options.qcow2.refcount_bits)?;
+    for (key, word) in ["nocow", "extent_size_hint"].iter().zip(&options.host_words) {
+        if let Some(word) = word {
+            write!(out, " {key}={word}")?;
+        }
+    }
+    writeln!(out)
 }
 
 /// A name as `-o` wants it.

@@ -67,6 +67,9 @@ create -f qcow2 -o cluster_size=1k -o refcount_bits=32 a.qcow2 1M
 create -f qcow2 -o size=1M,cluster_size=1k a.qcow2
 create -f qcow2 -o extended_l2=off a.qcow2 1M
 create -f qcow2 -o encryption=off a.qcow2 1M
+create -f raw -o nocow=on,extent_size_hint=64k,preallocation=off a.raw 1M
+create -f qcow2 -o extent_size_hint=64k,nocow=off,preallocation=off,cluster_size=4k a.qcow2 1M
+create -f qcow2 -o extent_size_hint=0,lazy_refcounts=on a.qcow2 1M
 create -f qcow2 -b base.img -F raw a.qcow2
 create -f qcow2 -b base.img -F raw a.qcow2 8M
 create -f qcow2 -b base.img -F raw a.qcow2 1M
@@ -151,6 +154,10 @@ create -f qcow2 -o lazy_refcounts=maybe a.qcow2 1M
 create -f qcow2 -o preallocation=nosuch a.qcow2 1M
 create -f qcow2 -o preallocation=full -b base.img -F raw precious.qcow2  # theirs changes: it deletes the image that stands there
 create -f qcow2 -o encryption=maybe a.qcow2 1M
+create -f raw -o extent_size_hint=8G a.raw 1M
+create -f qcow2 -o extent_size_hint=8G a.qcow2 1M
+create -f raw -o nocow=maybe a.raw 1M
+create -f raw -o extent_size_hint=x a.raw 1M
 create -f qcow2 -o , a.qcow2 1M
 create -f qcow2 -o '' a.qcow2 1M
 create -f qcow2 -o size=banana a.qcow2

@@ -94,6 +94,14 @@ map --object secret,id=x,file=c64.secret,format=base64 KEYS:x
 map --object secret,id=x,data=Z2FtbWE=,format=base64 KEYS:x
 map --object secret,id=x,data=Z2FtbWE=,format=raw KEYS:x
 map --object secret,id=x,data=Z2Ft,format=hex KEYS:x
+map --output=json --object secret,id=x,file=c64.secret,format=base64 KEYS:x
+map --output=json --object secret,id=k,data=kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk --object secret,id=x,keyid=k,iv=dnZ2dnZ2dnZ2dnZ2dnZ2dg==,format=base64,data=dq96HEWTZnE7ExSXmN8arA== KEYS:x
+map --output=json --object secret,id=k,data=kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk --object secret,id=x,keyid=k,iv=dnZ2dnZ2dnZ2dnZ2dnZ2dw==,format=base64,data=dq96HEWTZnE7ExSXmN8arA== KEYS:x
+map --output=json --object secret,id=k,data=kkkk --object secret,id=x,keyid=k,iv=dnZ2dnZ2dnZ2dnZ2dnZ2dg==,format=base64,data=dq96HEWTZnE7ExSXmN8arA== KEYS:x
+map --output=json --object secret,id=k,data=kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk --object secret,id=x,keyid=k,format=base64,data=dq96HEWTZnE7ExSXmN8arA== KEYS:x
+map --output=json --object secret,id=x,keyid=nosuch,iv=dnZ2dnZ2dnZ2dnZ2dnZ2dg==,format=base64,data=dq96HEWTZnE7ExSXmN8arA== KEYS:x
+map --output=json --object secret,id=k,data=kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk --object secret,id=x,keyid=k,iv=dnZ2,format=base64,data=dq96HEWTZnE7ExSXmN8arA== KEYS:x
+map --output=json --object secret,id=x,data=/w==,format=base64 KEYS:x
 map --object secret,id=x,file=nosuch KEYS:x
 map --object secret,id=x KEYS:x
 ";

@@ -11,7 +11,7 @@
 //! What is not in the tables:
 //!
 //! * long options that the help of qemu-img 10.0.2 names and its parser does not know (`convert --compress`, `snapshot
-//!   --create`, `bench --quiet` and others), which work here; `-o nocow` and `-o extent_size_hint`;
+//!   --create`, `bench --quiet` and others), which work here;
 //! * new images of the format qcow and commits into one, which is read and not written here;
 //! * a backing file that is named by a description (`json:`): an image's name for it is a file's; `/dev/null` and other
 //!   devices without a size, which are no images here; a description of a format over a format

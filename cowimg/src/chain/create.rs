@@ -20,7 +20,7 @@ use crate::format::qcow2::{CompressionType, Geometry, MAX_CLUSTER_BITS, MIN_CLUS
 use crate::progress::Control;
 use crate::qcow2;
 use crate::range::ByteRange;
-use crate::storage::{Storage, StorageExt};
+use crate::storage::{HostAttributes, Storage, StorageExt};
 
 /// What to do when the name is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -123,6 +123,8 @@ pub struct CreateOptions {
     pub qcow2: Qcow2CreateOptions,
     /// How a LUKS image is encrypted, which needs it.
     pub luks: Option<LuksOptions>,
+    /// What the file system is told of the image's file, and of its data file.
+    pub host: HostAttributes,
 }
 
 impl CreateOptions {
@@ -136,6 +138,7 @@ impl CreateOptions {
             overwrite: Overwrite::Refuse,
             qcow2: Qcow2CreateOptions::default(),
             luks: None,
+            host: HostAttributes::default(),
         }
     }
 
@@ -181,6 +184,7 @@ pub struct CreatePlan {
     encryption: Option<Encryption>,
     data_file: Option<DataFile>,
     preallocation: Preallocation,
+    pub(super) host: HostAttributes,
     report: CreateReport,
 }
 
@@ -233,6 +237,7 @@ impl CreatePlan {
     ) -> Result<Option<RemovedUnlessKept>> {
         let Some(file) = &self.data_file else { return Ok(None) };
         let made = make_data_file(&file.path, overwrite).and_then(|(storage, made)| {
+            storage.set_attributes(self.host);
             let storage = CancellableStorage::new(Arc::new(storage), control, file.size);
             storage.outcome(write_raw(&storage, file.size, self.preallocation))?;
             Ok(made)
@@ -282,7 +287,8 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
         _ => None,
     };
     let encryption = options.qcow2.encryption.clone();
-    Ok(CreatePlan { content, encryption, data_file, preallocation: options.preallocation, report })
+    let (preallocation, host) = (options.preallocation, options.host);
+    Ok(CreatePlan { content, encryption, data_file, preallocation, host, report })
 }
 
 fn luks_content(size: u64, options: &CreateOptions) -> Result<Content> {

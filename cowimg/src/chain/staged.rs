@@ -15,7 +15,7 @@ use super::file_use::CREATION;
 use super::options::OpenOptions;
 use crate::error::{Error, Result};
 use crate::progress::Control;
-use crate::storage::{Access, FileOptions, FileStorage, Storage, UnsyncedStorage};
+use crate::storage::{Access, FileOptions, FileStorage, HostAttributes, Storage, UnsyncedStorage};
 
 /// A new image on its way to its name. [`StagedImage::publish`] gives it the name; dropping it leaves nothing behind.
 ///
@@ -92,7 +92,7 @@ impl StagedImage {
     ) -> Result<StagedImage> {
         let mut staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
         staged.data_file = plan.make_data_file(overwrite, control)?;
-        let storage = CancellableStorage::new(staged.storage()?, control, plan.report().size);
+        let storage = CancellableStorage::new(staged.storage(plan.host)?, control, plan.report().size);
         storage.outcome(plan.write_to(&storage)).map_err(|error| error.at_path(path))?;
         Ok(staged)
     }
@@ -184,18 +184,21 @@ impl StagedImage {
         })
     }
 
-    fn storage(&self) -> Result<Arc<dyn Storage>> {
+    fn storage(&self, host: HostAttributes) -> Result<Arc<dyn Storage>> {
         let io = |error| Error::io("create the image", error);
         let storage = match &self.place {
             Place::Beside(file) => {
                 let file = file.as_file().try_clone().map_err(io)?;
-                FileStorage::from_file(file, Access::ReadWrite).map_err(io)?
+                let storage = FileStorage::from_file(file, Access::ReadWrite).map_err(io)?;
+                storage.set_attributes(host);
+                storage
             }
             Place::Target(target) => {
                 let storage = FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?;
                 storage.lock(CREATION)?;
                 if !matches!(target, Target::Device) {
                     storage.set_len(0).map_err(io)?;
+                    storage.set_attributes(host);
                 }
                 storage
             }

@@ -52,6 +52,7 @@ pub(super) fn create_options(
         overwrite,
         qcow2: options.qcow2_encrypted()?,
         luks: options.luks_image()?,
+        host: options.host,
     })
 }
 
