@@ -25,6 +25,9 @@
 //! * `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
 //!   with an option whose value is none, which it does not look at;
 //! * several actions of `bitmap` of which a later one makes no sense, where qemu-img does the earlier ones;
+//! * a relative backing file's name after `file:`, which starts at the process's folder in QEMU and at the image's here;
+//! * the lines of `-p` between the first and the last of a commit, whose number differs from run to run in qemu-img (40 to 53
+//!   for one image), and of a change of the refcounts' width, where it follows from how often qemu-img begins anew;
 //! * `-p` with a qcow image as a source: qemu-img looks at its clusters one by one, and prints more lines.
 //!
 //! One file per subcommand. A row is a line of text; `row` says how it is written. The reference is qemu-img 10; where
