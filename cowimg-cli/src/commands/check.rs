@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-use cowimg::check::{CheckReport, CheckedFile, Repair, RepairPlan, RepairReport};
+use cowimg::check::{CheckReport, CheckedFile, Finding, Repair, RepairPlan, RepairReport, Structure};
 use cowimg::progress::Control;
 use cowimg::{Access, CacheMode, ErrorKind, Format};
 
@@ -75,6 +75,9 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     };
     if args.repair.is_none() || fixed != (0, 0) {
         list_findings(&report);
+    }
+    if out.manner == Manner::QemuImg && ends_there(&report, args.repair) {
+        return Err(Failure::new("the check could not be completed").hint("cowimg check -r all repairs more"));
     }
     if !args.quiet {
         let summary = summary(&report, fixed, args.source.given().as_bytes().to_vec());
@@ -157,6 +160,25 @@ fn summary(report: &CheckReport, fixed: (u64, u64), filename: Vec<u8>) -> CheckS
         fragmented_clusters: report.fragmented_clusters,
         compressed_clusters: report.compressed_clusters,
     }
+}
+
+/// Whether qemu-img gives up without a report: over tables that it cannot read, and over refcounts without a place where it
+/// may not build them anew.
+fn ends_there(report: &CheckReport, repair: Option<Repair>) -> bool {
+    let is_such = |finding: &Finding| match finding {
+        Finding::SnapshotTable { .. }
+        | Finding::BitmapDirectory { .. }
+        | Finding::Bitmap { .. }
+        | Finding::PastEnd { what: Structure::BitmapDirectory, .. }
+        | Finding::HeaderField { .. } => true,
+        // A block past the end of the file has no use there, and does no harm.
+        Finding::RefcountTableEntry { why, .. } => repair == Some(Repair::Leaks) && !why.contains("past the"),
+        Finding::RefcountTooLow { refcount: 0, .. }
+        | Finding::RefcountsUnknown { .. }
+        | Finding::SharedRefcountBlock { .. } => repair == Some(Repair::Leaks),
+        _ => false,
+    };
+    report.issues.iter().any(|issue| is_such(&issue.finding))
 }
 
 /// The report for a person, with the verdict in colour where somebody sees it.

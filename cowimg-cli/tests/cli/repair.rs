@@ -9,12 +9,18 @@ use self::qemu_tools::damage::{Kind, Sound};
 use crate::workbench::{Run, Workbench};
 
 /// Images whose check ends with another code than qemu-img's, which does not open the first two: ours says what is wrong.
-const CHECKED_OTHERWISE: [&str; 3] = [
+const CHECKED_OTHERWISE: [&str; 4] = [
     "bitmap table entry within a cluster",
     "bitmap table entry with a reserved bit",
     // There the header is read as the table.
     "refcount table nowhere",
+    // There what lies past the end of the file is read as entries.
+    "an L1 table far longer than it is",
 ];
+
+/// Images in which one field makes more or fewer findings than in qemu-img.
+const REPORTED_OTHERWISE: [&str; 2] =
+    ["snapshot's L1 table in the header", "an L1 table far longer than it is"];
 
 /// Images that qemu-img repairs and counts otherwise: how many contradictions one field makes.
 const COUNTED_OTHERWISE: [&str; 14] = [
@@ -59,6 +65,14 @@ fn try_kind(kind: Kind, part: fn(usize) -> bool) {
         if theirs.code != ours.code && !CHECKED_OTHERWISE.contains(&name) {
             different.push(format!("{name}: check: {:?}, ours {:?}", theirs.code, ours.code));
         }
+        if theirs.code == ours.code && counts(&theirs) != counts(&ours) && !REPORTED_OTHERWISE.contains(&name)
+        {
+            different.push(format!("{name}: check: {:?}, ours {:?}", counts(&theirs), counts(&ours)));
+        }
+        let (theirs, ours) = both(&["check", "-r", "leaks", "image.qcow2"]);
+        if theirs.code != ours.code && !CHECKED_OTHERWISE.contains(&name) && !SPOILT_THERE.contains(&name) {
+            different.push(format!("{name}: leaks: {:?}, ours {:?}", theirs.code, ours.code));
+        }
         let (theirs, ours) = both(&["check", "-r", "all", "image.qcow2"]);
         if ours.code != Some(0) {
             different.push(format!("{name}: repair: {:?}, ours {:?}", theirs.code, ours.code));
@@ -78,13 +92,23 @@ fn counts(run: &Run) -> Vec<String> {
 }
 
 #[test]
-fn damaged_images_end_with_qemu_imgs_codes_or_are_repaired_where_it_gives_up() {
-    try_kind(Kind::Version3, |nth| nth % 2 == 0);
+fn damaged_images_end_with_qemu_imgs_codes_or_are_repaired_where_it_gives_up_first_part() {
+    try_kind(Kind::Version3, |nth| nth % 4 == 0);
 }
 
 #[test]
-fn damaged_images_end_with_qemu_imgs_codes_or_are_repaired_where_it_gives_up_too() {
-    try_kind(Kind::Version3, |nth| nth % 2 == 1);
+fn damaged_images_end_with_qemu_imgs_codes_or_are_repaired_where_it_gives_up_second_part() {
+    try_kind(Kind::Version3, |nth| nth % 4 == 1);
+}
+
+#[test]
+fn damaged_images_end_with_qemu_imgs_codes_or_are_repaired_where_it_gives_up_third_part() {
+    try_kind(Kind::Version3, |nth| nth % 4 == 2);
+}
+
+#[test]
+fn damaged_images_end_with_qemu_imgs_codes_or_are_repaired_where_it_gives_up_fourth_part() {
+    try_kind(Kind::Version3, |nth| nth % 4 == 3);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Clusters counted by a page. Small, so that references scattered on purpose do not fill the memory.
-const PAGE: u64 = 512;
+const PAGE: u64 = 2048;
 /// A 16-bit count of this value is in the map.
 const ASIDE: u64 = u16::MAX as u64;
 
