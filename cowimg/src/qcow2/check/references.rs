@@ -3,7 +3,7 @@
 //!
 //! Counts are in pages that exist where something was counted. A page gives each cluster as many bits as its largest count
 //! needs: one while all are 0 or 1, as in an image without snapshots, then 4, then 16; a count that needs more is kept
-//! aside. An image of 64 TiB whose clusters of 64 KiB are all in use takes 160 MiB so.
+//! aside.
 
 use foldhash::HashMap;
 use std::ops::Range;
