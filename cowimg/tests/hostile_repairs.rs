@@ -48,9 +48,9 @@ fn damaged(sound: &[u8], dice: &mut Dice) -> Vec<u8> {
         let value = match dice.roll(7) {
             0 => 0,
             1 => old ^ (1 << dice.roll(64)),
-            2 => CLUSTER * (clusters + dice.roll(8)) | flags,
+            2 => (CLUSTER * (clusters + dice.roll(8))) | flags,
             3 => dice.roll(u64::MAX) >> dice.roll(64),
-            _ => CLUSTER * dice.roll(clusters) | flags,
+            _ => (CLUSTER * dice.roll(clusters)) | flags,
         };
         bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     }

@@ -112,7 +112,6 @@ fn every_granularity_records_and_is_merged_into_every_other() {
 /// An image's bitmaps as they stand in its file.
 struct Directory {
     file: File,
-    extension: BitmapsExtension,
     entries: Vec<BitmapEntry>,
 }
 
@@ -125,7 +124,7 @@ impl Directory {
         let mut bytes = vec![0; extension.directory_size as usize];
         file.read_exact_at(&mut bytes, extension.directory.get()).expect("the directory can be read");
         let entries = BitmapEntry::decode_directory(&bytes, extension.count).expect("it is a directory");
-        Directory { file, extension, entries }
+        Directory { file, entries }
     }
 
     /// The table of the first bitmap.
