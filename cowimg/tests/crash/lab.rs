@@ -221,6 +221,9 @@ pub(crate) fn carry_out(image: &Image, call: Call) -> cowimg::Result<()> {
             let cluster = image.cluster_size().unwrap_or(SECTOR);
             let (start, end) = (range.start() / cluster * cluster, range.end().next_multiple_of(cluster));
             let range = within(image, ByteRange::between(start, end));
+            if range.is_empty() {
+                return Ok(());
+            }
             image.write_compressed_at(&vec![byte; range.len() as usize], range.start())
         }
         Call::Discard(range) => image.discard(within(image, range)),

@@ -40,12 +40,15 @@ fn number(variable: &str, default: u64) -> u64 {
 struct Watch<'a> {
     seed: u64,
     stop: &'a AtomicBool,
+    done: &'a AtomicUsize,
 }
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let done = self.done.load(Ordering::Relaxed);
             eprintln!("seed {}: COWIMG_TEST_SEED={0} COWIMG_CRASH_STATES=1 tries it alone", self.seed);
+            eprintln!("{done} states were good before it");
             self.stop.store(true, Ordering::Relaxed);
         }
     }
@@ -63,7 +66,7 @@ fn nothing_is_lost_in_as_many_states_as_are_asked_for() {
             scope.spawn(|| {
                 while done.load(Ordering::Relaxed) < wanted && !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let _watch = Watch { seed, stop: &stop };
+                    let _watch = Watch { seed, stop: &stop, done: &done };
                     let (part, states) = try_seed(seed);
                     *parts.lock().unwrap().entry(part).or_insert(0) += states;
                     done.fetch_add(states, Ordering::Relaxed);
