@@ -161,5 +161,6 @@ fn a_failing_disk_leaves_bitmaps_in_use_or_right() {
             judge(storage.crash(CrashChoice::Synced), &before, &format!("{context}, power cut"));
         }
     }
+    println!("{failures} failures, none lost, none corrupt");
     assert!(failures > 100, "only {failures} failures were met");
 }

@@ -7,7 +7,7 @@ use cowimg::storage::{CrashChoice, Fault, OperationKind};
 use cowimg::{Access, ErrorKind};
 
 use crate::files::Files;
-use crate::history::{Done, History, judge};
+use crate::history::{Done, History, judge, run};
 use crate::lab::{Call, State, carry_out, sectors_of};
 use crate::subject::Subject;
 
@@ -73,7 +73,17 @@ pub(crate) fn fail_every_operation(name: &str, subject: &Subject, calls: &[Call]
     failures
 }
 
-/// The same for one file and a fault that happens once; the name that older workloads call it by.
+/// Lets no read or write do more than so many bytes at once: no call fails, and nothing is lost.
+pub(crate) fn shorten_every_transfer(name: &str, subject: &Subject, calls: &[Call], bytes: usize) {
+    let files = Files::new(&subject.files);
+    (0..subject.files.len()).for_each(|which| files.inject(which, Fault::short(bytes).forever()));
+    let history = run(subject, &files, calls);
+    files.clear_faults();
+    let context = format!("{name}, {bytes} bytes at once");
+    judge(subject, files.crash_now(CrashChoice::Synced), &history, (files.now(), &context));
+}
+
+/// [`fail_every_operation`] for one file and a fault that happens once; the name that older workloads call it by.
 pub(crate) fn fail_every_change(
     name: &str,
     start: impl Into<Subject>,

@@ -52,7 +52,7 @@ impl History {
 }
 
 /// Runs the calls, and notes what there is after each.
-fn run(subject: &Subject, files: &Files, calls: &[Call]) -> History {
+pub(crate) fn run(subject: &Subject, files: &Files, calls: &[Call]) -> History {
     let shared = files.shared();
     let image = subject.open(&shared, Access::ReadWrite).unwrap();
     let mut history = History::new(subject.state(&image, &shared));

@@ -4,7 +4,7 @@
 use std::io::ErrorKind::{Interrupted, Other, StorageFull};
 use std::sync::Arc;
 
-use cowimg::storage::{CrashChoice, MemoryStorage, Storage};
+use cowimg::storage::{CrashChoice, Fault, MemoryStorage, Storage};
 
 use crate::faults::Trouble;
 use crate::files::{Cuts, Files};
@@ -63,6 +63,16 @@ impl Job {
         ];
         let tries = (0..self.files.len()).flat_map(|which| troubles.map(|trouble| (which, trouble)));
         tries.map(|(which, trouble)| self.try_fault(which, trouble)).sum()
+    }
+
+    /// Lets no read or write do more than so many bytes at once: no failure, and the same result.
+    pub(crate) fn try_short(&self, bytes: usize) {
+        let files = Files::new(&self.files);
+        (0..self.files.len()).for_each(|which| files.inject(which, Fault::short(bytes).forever()));
+        let context = format!("{}, {bytes} bytes at once", self.name);
+        (self.run)(&files.shared()).unwrap_or_else(|error| panic!("{context}: {error}"));
+        files.clear_faults();
+        (self.judge)(&files.crash_now(CrashChoice::Synced), Met::Done, &context);
     }
 
     fn try_fault(&self, which: usize, trouble: Trouble) -> usize {

@@ -12,11 +12,12 @@ use cowimg::{
     Qcow2CreateOptions, Version,
 };
 
-use crate::faults::{Trouble, fail_every_operation};
+use crate::faults::{Trouble, fail_every_operation, shorten_every_transfer};
 use crate::files::Cuts;
 use crate::history::try_cuts;
 use crate::lab::{Call, Dice, SIZE, guest_call};
 use crate::subject::Subject;
+use crate::{chain, convert};
 
 /// A kind of image, with what may be done to it.
 pub(crate) struct Kind {
@@ -257,6 +258,21 @@ fn an_encrypted_image_loses_nothing_whenever_the_power_fails() {
     let states = kind.try_seed(19, kind.calls());
     println!("{states} states after a crash, none lost, none corrupt");
     assert!(states > 30, "only {states} states were tried");
+}
+
+#[test]
+fn short_reads_and_writes_are_no_failure() {
+    for (nth, kind) in KINDS.iter().filter(|kind| kind.is_quick()).enumerate() {
+        for bytes in [7, 512, 700] {
+            let calls = kind.workload(&mut Dice(nth as u64 + 91), 20);
+            shorten_every_transfer(kind.name, &kind.subject(), &calls, bytes);
+        }
+    }
+    for job in chain::jobs(3).into_iter().chain(convert::jobs(3)) {
+        for bytes in [7, 512, 700] {
+            job.try_short(bytes);
+        }
+    }
 }
 
 #[test]

@@ -98,6 +98,7 @@ fn a_failing_disk_costs_the_call_that_met_it_and_no_flushed_byte() {
             failures += fail_every_change(&name, shape.fresh(), &workload(&mut Dice(seed), 25), kind);
         }
     }
+    println!("{failures} failures, none lost, none corrupt");
     assert!(failures > 200, "only {failures} failures were met");
 }
 
