@@ -100,7 +100,6 @@ convert SECRETS -f raw -O luks -o key-secret=b,iter-time=10 plain.img new.luks ;
 convert -f raw -O luks plain.img new.luks
 convert SECRETS -c -f raw -O luks -o key-secret=b plain.img new.luks
 measure -O luks --size 1G
-measure SECRETS -O luks -o key-secret=a,cipher-alg=aes-128 --size 1000001
 dd -f raw -O luks if=plain.img of=new.luks
 ";
 

@@ -307,6 +307,42 @@ fn an_encrypted_image_is_never_taken_for_plain_data() {
     }
 }
 
+/// Changes bytes of a file.
+fn poke(path: &Path, offset: u64, bytes: &[u8]) {
+    let file = std::fs::File::options().write(true).open(path).expect("the file opens");
+    std::os::unix::fs::FileExt::write_all_at(&file, bytes, offset).expect("written");
+}
+
+#[test]
+fn what_is_encrypted_in_an_unknown_way_does_not_open_at_all() {
+    let options = Image::options().passphrase(Passphrase::new("open-sesame"));
+    let volume = || volume_of("aes-256 xts plain64 sha256");
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("image.luks");
+    // Of the header: version 2, a cipher, a mode and a hash that nobody knows.
+    for (offset, bytes) in [(6, &b"\0\x02"[..]), (8, b"rot13\0"), (40, b"xyz-plain64\0"), (72, b"sha0\0")] {
+        let made = Made::by_us(|options, _| options.encryption = Some(Encryption::Luks(volume())));
+        options.open(made.path()).expect("it is sound").close().expect("closed");
+        // The volume's header is in a cluster of its own.
+        let bytes_of = std::fs::read(made.path()).expect("read");
+        let start =
+            bytes_of.chunks(65536).position(|cluster| cluster.starts_with(b"LUKS")).expect("it is there");
+        poke(&made.path(), start as u64 * 65536 + offset, bytes);
+        let error = refusal(&options, &made.path());
+        assert!(
+            matches!(error.kind(), ErrorKind::Unsupported(_) | ErrorKind::Corrupt(_)),
+            "{offset}: {error}"
+        );
+        let create = CreateOptions { overwrite: Overwrite::Replace, ..CreateOptions::luks(SIZE, volume()) };
+        cowimg::create(&path, &create).expect("made");
+        options.open(&path).expect("it is sound").close().expect("closed");
+        poke(&path, offset, bytes);
+        let error = refusal(&options, &path);
+        let is_named = matches!(error.kind(), ErrorKind::Unsupported(_) | ErrorKind::Corrupt(_));
+        assert!(is_named, "luks, {offset}: {error}");
+    }
+}
+
 #[test]
 fn the_policy_for_named_files_holds_for_data_files() {
     let made = Made::new("data_file=FOLDER/data.raw", 65536);
