@@ -15,7 +15,8 @@
 //! * a structure that cannot be read is a finding, and the check goes on without it. As what it refers to is not known,
 //!   nothing is called leaked then.
 //!
-//! Start at [`check`].
+//! A repair decides from the same: [`repair`] has its steps, [`mend`] what becomes of an entry, [`area`] what is written
+//! anew. Start at [`check_storage`] and [`repair_storage`].
 
 mod accounting;
 mod area;
