@@ -78,6 +78,7 @@ convert --image-opts -O raw driver=qcow2,file.filename=top.qcow2,nosuch=1 out.ra
 compare --image-opts driver=qcow2,file.filename=child.qcow2 driver=qcow2,file.filename=top.qcow2
 compare --image-opts driver=qcow2,file.filename=child.qcow2 driver=qcow2,file.driver=file,file.filename=child.qcow2
 compare --image-opts driver=raw,file.filename=base.img,size=1M driver=raw,file.filename=base.img,offset=1M,size=1M
+compare --image-opts driver=raw,file.filename=base.img,offset=512k,size=512k driver=raw,file.filename=base.img,offset=2M,size=512k
 compare --object secret,id=a,data=b base.img base.img
 compare --object nosuch,id=a base.img base.img
 compare --image-opts base.img base.img

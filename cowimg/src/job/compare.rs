@@ -159,8 +159,10 @@ impl<'a> Subject<'a> {
 
     /// The file and the offset in it where the bytes of a data extent are.
     fn place(&self, extent: &Extent) -> Option<((u64, u64), u64)> {
-        let stored = (extent.kind == ExtentKind::Data).then_some(extent.host).flatten();
-        Some(((*self.files.get(extent.depth)?)?, stored?))
+        let stored = (extent.kind == ExtentKind::Data).then_some(extent.host).flatten()?;
+        // Places count from where the image begins in its file.
+        let start = self.image.layers().get(extent.depth)?.start();
+        Some(((*self.files.get(extent.depth)?)?, start.checked_add(stored)?))
     }
 }
 
