@@ -13,6 +13,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cowimg::{Access, CacheMode, Format, Image, LockMode, OpenOptions};
 
@@ -53,6 +54,8 @@ pub(crate) struct ImageName {
     read_only: bool,
     /// Whether the description says how the file is cached.
     states_cache: bool,
+    /// The image in whose disk this one is, where the description puts a format over a format.
+    inner: Option<Box<ImageName>>,
 }
 
 impl ImageName {
@@ -69,9 +72,22 @@ impl ImageName {
             (false, None) => plain(name, form.format)?,
         };
         if form.force_share {
-            image.options = image.options.lock(LockMode::Share);
+            image.share();
         }
         Ok(image)
+    }
+
+    /// Lets other processes write the image, and the one that it is in.
+    fn share(&mut self) {
+        self.options = self.options.clone().lock(LockMode::Share);
+        if let Some(inner) = &mut self.inner {
+            inner.share();
+        }
+    }
+
+    /// Whether the image is in the disk of another image.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.inner.is_some()
     }
 
     /// The same with a cache mode that an option of the command line states; the description counts more.
@@ -84,7 +100,16 @@ impl ImageName {
 
     /// Opens the image with its whole backing chain, for reading.
     pub(crate) fn open(&self) -> Result<Image, Failure> {
-        Ok(self.options.open(&self.path)?)
+        Ok(self.options_to_read()?.open(&self.path)?)
+    }
+
+    /// How the image is opened for reading; the image in whose disk it is, if it is in one, is open then.
+    pub(crate) fn options_to_read(&self) -> Result<OpenOptions, Failure> {
+        let options = self.options.clone();
+        Ok(match &self.inner {
+            Some(inner) => options.over(Arc::new(inner.open()?)),
+            None => options,
+        })
     }
 
     /// Opens the image with its whole backing chain, for writing. A file that is raw only because it looks like nothing
@@ -102,6 +127,12 @@ impl ImageName {
         if self.read_only {
             let name = self.path.display();
             return Err(Failure::usage(format!("{name}: read-only=on does not go with writing the image")));
+        }
+        if self.inner.is_some() {
+            let name = self.path.display();
+            return Err(Failure::usage(format!(
+                "{name}: an image in the disk of another image is only read"
+            )));
         }
         Ok(self.options.clone().access(Access::ReadWrite))
     }
@@ -127,6 +158,7 @@ fn plain(name: &OsStr, format: Option<Format>) -> Result<ImageName, Failure> {
         overrides_backing: false,
         read_only: false,
         states_cache: false,
+        inner: None,
     })
 }
 
@@ -134,19 +166,30 @@ fn plain(name: &OsStr, format: Option<Format>) -> Result<ImageName, Failure> {
 fn described(mut tree: OptionTree, format: Option<Format>) -> Result<ImageName, Failure> {
     let node = Node::take(&mut tree, "", format)?;
     tree.finish()?;
-    let Some(path) = node.path else {
-        return Err(Failure::usage("the image's file is not said").hint("Add file.filename=NAME"));
-    };
-    Ok(ImageName {
-        shown: node.shown.unwrap_or_else(|| path.clone().into_os_string()),
-        path,
-        options: node.options,
-        is_stated: node.format.is_some(),
-        is_file: node.is_file,
-        overrides_backing: node.overrides_backing,
-        read_only: node.read_only,
-        states_cache: node.states_cache,
-    })
+    node.named()
+}
+
+impl Node {
+    fn named(self) -> Result<ImageName, Failure> {
+        let node = self;
+        let Some(path) = node.path else {
+            return Err(Failure::usage("the image's file is not said").hint("Add file.filename=NAME"));
+        };
+        Ok(ImageName {
+            shown: node
+                .shown
+                .filter(|_| node.inner.is_none())
+                .unwrap_or_else(|| path.clone().into_os_string()),
+            path,
+            options: node.options,
+            is_stated: node.format.is_some(),
+            is_file: node.is_file,
+            overrides_backing: node.overrides_backing,
+            read_only: node.read_only,
+            states_cache: node.states_cache,
+            inner: node.inner,
+        })
+    }
 }
 
 /// One format of a description with all that is below it.
@@ -160,6 +203,7 @@ struct Node {
     overrides_backing: bool,
     read_only: bool,
     states_cache: bool,
+    inner: Option<Box<ImageName>>,
 }
 
 impl Node {
@@ -170,9 +214,17 @@ impl Node {
         let mut common = Common::default();
         common.take(tree, prefix)?;
         let is_file = matches!(driver.as_deref(), Some("file" | "host_device"));
+        let mut inner = None;
         let (format, path) = if is_file {
             // The file is the disk.
             (Some(format.unwrap_or(Format::Raw)), take_file(tree, prefix, &mut common)?)
+        } else if driver.is_some() && is_format(tree, &at("file.driver")) {
+            let below = Node::take(tree, &at("file."), None)?.named()?;
+            let path = below.path.clone();
+            inner = Some(Box::new(below));
+            let named = driver.as_deref().map(parse_format).transpose();
+            let named = named.map_err(|why| Failure::usage(format!("option '{}': {why}", at("driver"))))?;
+            (format.or(named), Some(path))
         } else {
             let named = driver.as_deref().map(parse_format).transpose();
             let named = named.map_err(|why| Failure::usage(format!("option '{}': {why}", at("driver"))))?;
@@ -187,6 +239,7 @@ impl Node {
             overrides_backing: false,
             read_only: common.read_only,
             states_cache: common.direct || common.no_flush,
+            inner,
         };
         match format {
             Some(Format::Raw) if !is_file => node.take_window(tree, prefix)?,
@@ -245,6 +298,12 @@ impl Node {
         }
         if tree.has_below(&backing) {
             let node = Node::take(tree, &format!("{backing}."), None)?;
+            if node.inner.is_some() {
+                return Err(Failure::usage(format!(
+                    "option '{backing}.file.driver' is a format's, which is not handled by this version of cowimg: the \
+                     bytes of a backing file come from a file"
+                )));
+            }
             self.options = self.options.clone().backing_override(node.path, node.options);
             self.overrides_backing = true;
         }
@@ -259,6 +318,9 @@ impl Node {
         tree.take_word(&at("encrypt.format"), &["luks", "aes"])?;
         if let Some(id) = tree.take_text(&at("encrypt.key-secret"))? {
             self.options = self.options.clone().passphrase(object::passphrase(&id)?);
+            if self.format == Some(Format::Qcow2) {
+                self.shown = self.path.as_deref().map(|path| encrypted_name(path, &id));
+            }
         }
         let data_file = at("data-file");
         if tree.get(&data_file).is_some() || tree.has_below(&data_file) {
@@ -321,6 +383,11 @@ impl Common {
             None => options,
         }
     }
+}
+
+/// Whether the option names an image format that is handled here.
+fn is_format(tree: &OptionTree, path: &str) -> bool {
+    tree.get(path).and_then(Value::text).is_some_and(|driver| parse_format(driver).is_ok())
 }
 
 /// Takes the file below a format out, if it is described.
@@ -402,6 +469,13 @@ fn luks_name(path: &Path, id: &str) -> OsString {
     format!("json:{{\"driver\": \"luks\", {file}, \"key-secret\": {id}}}").into()
 }
 
+/// What reports call an encrypted qcow2 image that is described with its secret.
+fn encrypted_name(path: &Path, id: &str) -> OsString {
+    let (path, id) = (serde_json::Value::from(path.to_string_lossy()), serde_json::Value::from(id));
+    let file = format!("\"file\": {{\"driver\": \"file\", \"filename\": {path}}}");
+    format!("json:{{\"encrypt.key-secret\": {id}, \"driver\": \"qcow2\", {file}}}").into()
+}
+
 /// What reports call a part of a file: its description, with the values as they were given.
 fn window_name(path: &Path, [offset, size]: &[Option<Value>; 2]) -> OsString {
     let shown = |value: &Value| match value {
@@ -476,7 +550,12 @@ mod tests {
             ("driver=qcow2,file=a", "'file'"),
             ("driver=vmdk,file.filename=a", "vmdk"),
             ("driver=qcow2,file.driver=nbd,file.host=x", "nbd"),
-            ("driver=qcow2,file.driver=qcow2,file.file.filename=a", "'file.driver'"),
+            ("driver=qcow2,file.driver=quorum,file.file.filename=a", "'file.driver'"),
+            ("driver=raw,file.driver=qcow2", "file is not said"),
+            (
+                "driver=qcow2,file.filename=a,backing.driver=raw,backing.file.driver=qcow2,backing.file.file.filename=b",
+                "'backing.file.driver'",
+            ),
             ("driver=qcow2,file.filename=a,nonsense=1", "'nonsense'"),
             ("driver=qcow2,file.filename=a,file.nonsense=1", "'file.nonsense'"),
             ("driver=qcow2,file.filename=a,offset=1", "'offset'"),

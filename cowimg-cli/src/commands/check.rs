@@ -124,7 +124,7 @@ fn open(args: &Args, image: &ImageName, out: &Console) -> Result<CheckedFile, Fa
     };
     let options = match access {
         Access::ReadWrite => image.options_to_write()?,
-        Access::ReadOnly => image.options.clone(),
+        Access::ReadOnly => image.options_to_read()?,
     };
     let mut file = CheckedFile::open(&image.path, &options, access)?;
     let format = file.format();

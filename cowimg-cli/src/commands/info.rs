@@ -39,6 +39,12 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
             "info shows what the image says of its backing file, so that backing. options cannot be given",
         ));
     }
+    if image.is_nested() {
+        return Err(Failure::usage(
+            "info tells of an image in a file, and this one is in the disk of another image",
+        )
+        .hint("Ask for the image whose file it is, or convert this one first"));
+    }
     let infos = if args.backing_chain {
         cowimg::inspect_chain(&image.path, &image.options)?
     } else {

@@ -14,8 +14,9 @@
 //!   --create`, `bench --quiet` and others), which work here;
 //! * new images of the format qcow and commits into one, which is read and not written here;
 //! * a backing file that is named by a description (`json:`): an image's name for it is a file's; `/dev/null` and other
-//!   devices without a size, which are no images here; a description of a format over a format
-//!   (`driver=raw,file.driver=qcow2`);
+//!   devices without a size, which are no images here; of a format over a format (`driver=raw,file.driver=qcow2`) `info`, the
+//!   places that `map` tells, which are those in the disk of the image below here and in its file there, and what lies in that
+//!   one's backing file, which qemu-img's `compare` and `measure` take for nothing;
 //! * a rebase to a base whose stated format is wrong, which is refused here; a check of an image whose base is gone, which
 //!   is done here;
 //! * a change to version 2 of an image with snapshots that share a zero cluster, after which qemu-img 10.0.2 has other

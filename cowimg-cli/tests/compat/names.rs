@@ -14,6 +14,9 @@ qemu-img rebase -u -b missing.img -F raw above.qcow2
 mkdir d
 cp child.qcow2 a:b.qcow2
 cp base.img d/x:y
+new inner.qcow2 2M
+io qcow2 inner.qcow2 'write -P 5 64k 192k'
+qemu-img convert -f raw -O qcow2 inner.qcow2 nested.qcow2
 ",
     ],
     rows: r"
@@ -70,6 +73,17 @@ info --output=json --image-opts driver=file,filename=child.qcow2
 info --object help child.qcow2  # own words
 convert --image-opts -O raw driver=qcow2,file.filename=top.qcow2 out.raw
 convert --image-opts -O raw driver=raw,offset=1M,size=1M,file.filename=base.img out.raw
+convert --image-opts -O raw driver=raw,offset=1M,size=1M,file.driver=qcow2,file.file.filename=top.qcow2 out.raw
+convert --image-opts -O qcow2 driver=raw,file.driver=qcow2,file.file.filename=child.qcow2 out.qcow2
+convert -O raw 'json:{"driver":"raw","offset":512,"file":{"driver":"qcow2","file":{"driver":"file","filename":"top.qcow2"}}}' out.raw
+convert --image-opts -O raw driver=raw,offset=1M,size=9M,file.driver=qcow2,file.file.filename=top.qcow2 out.raw
+convert --image-opts -O raw driver=qcow2,file.driver=qcow2,file.file.filename=nested.qcow2 out.raw
+convert --image-opts -O raw driver=qcow2,file.driver=qcow2,file.file.filename=child.qcow2 out.raw
+compare --image-opts driver=qcow2,file.driver=qcow2,file.file.filename=nested.qcow2 driver=qcow2,file.filename=inner.qcow2
+compare --image-opts driver=raw,offset=0,size=1M,file.driver=qcow2,file.file.filename=inner.qcow2 driver=raw,offset=1M,size=1M,file.driver=qcow2,file.file.filename=inner.qcow2
+measure --image-opts -O qcow2 driver=raw,offset=64k,size=1M,file.driver=qcow2,file.file.filename=inner.qcow2
+check --image-opts driver=qcow2,file.driver=qcow2,file.file.filename=nested.qcow2
+dd --image-opts bs=64k count=3 if=driver=raw,offset=1M,file.driver=qcow2,file.file.filename=top.qcow2 of=out.raw
 convert --image-opts -O qcow2 driver=qcow2,file.driver=file,file.filename=child.qcow2,backing.driver=raw,backing.file.filename=base.img out.qcow2
 convert -O raw 'json:{"driver":"raw","size":1048576,"file":{"driver":"file","filename":"base.img"}}' out.raw
 convert --object secret,id=a,data=b -O raw top.qcow2 out.raw

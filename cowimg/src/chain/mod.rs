@@ -15,6 +15,7 @@ mod engine;
 mod extents;
 mod file_use;
 mod image;
+mod image_storage;
 mod info;
 mod look;
 mod merged;

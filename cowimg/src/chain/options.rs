@@ -47,6 +47,7 @@ pub struct OpenOptions {
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
     pub(super) raw_window: Option<RawWindow>,
+    pub(super) over: Option<Arc<Image>>,
     pub(super) luks_header: Option<PathBuf>,
 }
 
@@ -87,6 +88,7 @@ impl Default for OpenOptions {
             writable_layer: None,
             below: None,
             raw_window: None,
+            over: None,
             luks_header: None,
         }
     }
@@ -113,6 +115,15 @@ impl OpenOptions {
     #[must_use]
     pub fn backing(mut self, policy: FilePolicy) -> OpenOptions {
         self.backing = policy;
+        self
+    }
+
+    /// The image is not in the file itself but in the disk that `image`, which was opened from there, shows: a format over a
+    /// format, such as a part of a qcow2 image's disk as a raw image. It is only read. The path that is opened then is
+    /// where names in the image start, and what errors say.
+    #[must_use]
+    pub fn over(mut self, image: Arc<Image>) -> OpenOptions {
+        self.over = Some(image);
         self
     }
 
@@ -281,6 +292,23 @@ mod tests {
         let mut byte = [0xff];
         options.open(path).unwrap().read_at(&mut byte, 0).unwrap();
         byte[0]
+    }
+
+    #[test]
+    fn an_image_may_be_in_the_disk_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.qcow2");
+        let outer = Image::create(&path, &CreateOptions::qcow2(1 << 20)).unwrap();
+        outer.write_at(&[7; 512], 512 << 10).unwrap();
+        outer.close().unwrap();
+        let below = Arc::new(Image::open(&path).unwrap());
+        let part = Image::options().format(Format::Raw).raw_window(512 << 10, Some(64 << 10)).over(below);
+        let image = part.open(&path).unwrap();
+        assert_eq!(image.size(), 64 << 10);
+        let mut bytes = [0; 1024];
+        image.read_at(&mut bytes, 0).unwrap();
+        assert_eq!((bytes[511], bytes[512]), (7, 0));
+        assert!(part.access(Access::ReadWrite).open(&path).is_err());
     }
 
     #[test]

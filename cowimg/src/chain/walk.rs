@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file_use::{Part, Purpose, file_use};
+use super::image::Image;
+use super::image_storage::ImageStorage;
 use super::names;
 use super::options::{Below as StandIn, LayerChoice, OpenOptions};
 use crate::codec::crypt::Passphrase;
@@ -124,15 +126,46 @@ impl Kind {
 impl Found {
     /// Opens the file at `path`, locks it for `purpose`, and reads what it is.
     pub(super) fn open(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
+        Found::of_path(path, (options, purpose), Kind::read)
+    }
+
+    fn of_path(
+        path: &Path,
+        (options, purpose): (&OpenOptions, Purpose),
+        read: fn(Format, &dyn Storage) -> Result<Kind>,
+    ) -> Result<Found> {
+        if let Some(image) = &options.over {
+            return Found::of_image(path, image, (options, purpose), read)
+                .map_err(|error| error.at_path(path));
+        }
         let file = open_file(path, options, purpose)?;
-        Found::of_file(path, file, (options, purpose), Kind::read).map_err(|error| error.at_path(path))
+        Found::of_file(path, file, (options, purpose), read).map_err(|error| error.at_path(path))
     }
 
     /// The same for an image that is to be checked, and may have a damaged header.
     pub(super) fn open_damaged(path: &Path, options: &OpenOptions, purpose: Purpose) -> Result<Found> {
-        let file = open_file(path, options, purpose)?;
-        Found::of_file(path, file, (options, purpose), Kind::read_damaged)
-            .map_err(|error| error.at_path(path))
+        Found::of_path(path, (options, purpose), Kind::read_damaged)
+    }
+
+    /// Reads what is in the disk of `image`, whose own files are locked already.
+    fn of_image(
+        path: &Path,
+        image: &Arc<Image>,
+        (options, purpose): (&OpenOptions, Purpose),
+        read: fn(Format, &dyn Storage) -> Result<Kind>,
+    ) -> Result<Found> {
+        let storage: Arc<dyn Storage> = Arc::new(ImageStorage::new(Arc::clone(image)));
+        let format = stated_or_probed(&*storage, options)?;
+        let storage = windowed(storage, format, options)?;
+        Ok(Found {
+            path: Some(path.to_path_buf()),
+            kind: read(format, &*storage)?,
+            storage,
+            file: None,
+            access: purpose.access(),
+            start: options.raw_window.map_or(0, |window| window.offset),
+            passphrase: options.passphrase.clone(),
+        })
     }
 
     /// Locks `file` for a purpose, and reads what it is.

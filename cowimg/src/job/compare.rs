@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::zero_scan::is_zero;
-use crate::chain::{Image, Look};
+use crate::chain::{Image, Layer, Look};
 use crate::error::{Error, ErrorKind};
 use crate::extent::{Extent, ExtentKind};
 use crate::progress::Control;
@@ -152,8 +152,11 @@ struct Subject<'a> {
 impl<'a> Subject<'a> {
     fn new(image: &'a Image) -> Subject<'a> {
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        // What is in the disk of another image has no place in the file.
+        let in_file = |layer: &&Layer| layer.storage().host_file().is_some();
+        let file_of = |layer: &Layer| Some(identity(layer.path()?.metadata().ok()?));
         let files =
-            image.layers().iter().map(|layer| Some(identity(layer.path()?.metadata().ok()?))).collect();
+            image.layers().iter().map(|layer| Some(layer).filter(in_file).and_then(file_of)).collect();
         Subject { image, files }
     }
 
