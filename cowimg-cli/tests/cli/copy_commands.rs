@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::process::Command;
 
-use crate::workbench::{Run, Workbench};
+use crate::workbench::{self, Run, Workbench};
 
 /// The program under the name of the other one.
 struct Strict {
@@ -103,6 +103,9 @@ impl Strict {
 
 #[test]
 fn compare_says_what_qemu_img_says() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let strict = Strict::new();
     for arguments in [
         "compare base.img comp.qcow2",
@@ -188,6 +191,9 @@ fn measure_says_what_qemu_img_says() {
 
 #[test]
 fn dd_makes_what_qemu_img_makes() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let strict = Strict::new();
     for (arguments, format) in [
         ("dd if=base.img of=OUT", "raw"),

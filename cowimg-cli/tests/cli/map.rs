@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::workbench::Workbench;
+use crate::workbench::{self, Workbench};
 
 fn assert_same_maps(bench: &Workbench, file: &str) {
     for form in ["", "--output=json"] {
@@ -20,6 +20,9 @@ fn assert_same_maps(bench: &Workbench, file: &str) {
 
 #[test]
 fn every_image_of_a_chain_is_mapped_as_by_qemu_img() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let bench = Workbench::with_images();
     bench.qemu_io("comp.qcow2", &["write 3M 64k"]);
     for file in ["base.img", "base.qcow2", "child.qcow2", "top.qcow2", "comp.qcow2"] {
@@ -29,6 +32,9 @@ fn every_image_of_a_chain_is_mapped_as_by_qemu_img() {
 
 #[test]
 fn clusters_of_every_kind_are_mapped_as_by_qemu_img() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let bench = Workbench::new();
     bench.qemu_img("create -q -f qcow2 a 8M");
     let out_of_order = ["write 0 128k", "write 256k 64k", "write 128k 64k"];
@@ -50,6 +56,9 @@ fn clusters_of_every_kind_are_mapped_as_by_qemu_img() {
 
 #[test]
 fn a_raw_file_of_any_length_is_mapped_to_whole_sectors() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let bench = Workbench::new();
     for len in [0_usize, 3, 512, 5000] {
         fs::write(bench.path("odd.img"), vec![1; len]).unwrap();
@@ -61,6 +70,9 @@ fn a_raw_file_of_any_length_is_mapped_to_whole_sectors() {
 
 #[test]
 fn the_table_names_each_layers_file_as_it_was_found() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let bench = Workbench::with_images();
     fs::create_dir(bench.path("d")).unwrap();
     bench.qemu_img("create -q -f qcow2 -b ../base.img -F raw d/k.qcow2");

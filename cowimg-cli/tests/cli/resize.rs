@@ -1,6 +1,6 @@
 //! `resize`: growing, and refusing to shrink.
 
-use crate::workbench::Workbench;
+use crate::workbench::{self, Workbench};
 
 fn size(bench: &Workbench, file: &str) -> String {
     let info = bench.qemu_img(&format!("info {file}")).text();
@@ -109,6 +109,9 @@ fn a_disk_shrinks_when_that_is_asked_for() {
 /// The same lines to both programs on equal images: what they print, what they answer, what they leave.
 #[test]
 fn called_as_qemu_img_it_resizes_as_qemu_img_does() {
+    if workbench::reference_is_older() {
+        return;
+    }
     for arguments in [
         "resize a 65M",
         "resize a +1M",

@@ -1,6 +1,6 @@
 //! `snapshot`: the list, taking, applying and deleting, in both manners.
 
-use crate::workbench::Workbench;
+use crate::workbench::{self, Workbench};
 
 fn bench_with_snapshots() -> Workbench {
     let bench = Workbench::new();
@@ -22,6 +22,9 @@ fn names(bench: &Workbench) -> Vec<String> {
 
 #[test]
 fn the_list_is_qemu_imgs_to_the_byte() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let bench = bench_with_snapshots();
     let theirs = bench.qemu_img("snapshot -l a").text();
     for arguments in ["snapshot a", "snapshot -l a", "snapshot --list -q -U -f qcow2 a"] {
@@ -95,6 +98,9 @@ fn what_cannot_be_done_changes_nothing() {
 /// The same lines to both programs on equal images: what they print, what they answer, what they leave.
 #[test]
 fn called_as_qemu_img_it_does_what_qemu_img_does() {
+    if workbench::reference_is_older() {
+        return;
+    }
     let long = format!("snapshot -c {} a", "n".repeat(300));
     for arguments in [
         "snapshot -c third a",

