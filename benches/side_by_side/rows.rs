@@ -80,7 +80,7 @@ pub(crate) const ROWS: &[Row] = &[
         needs: &[Needed::FileSystem],
         ours: "cowimg convert -f raw -O qcow2 fs.raw out1",
         theirs: "qemu-img convert -f raw -O qcow2 fs.raw out2",
-        verify: &["cmp out1 out2", "qemu-img check -q out1"],
+        verify: &["qemu-img compare -q -f raw -F qcow2 fs.raw out1", "qemu-img check -q out1"],
         ..CONVERT
     },
     Row {
@@ -98,7 +98,7 @@ pub(crate) const ROWS: &[Row] = &[
         needs: &[Needed::Qcow2],
         ours: "cowimg convert -f qcow2 -O qcow2 fs.qcow2 out1",
         theirs: "qemu-img convert -f qcow2 -O qcow2 fs.qcow2 out2",
-        verify: &["cmp out1 out2"],
+        verify: &["qemu-img compare -q fs.qcow2 out1", "qemu-img check -q out1"],
         ..CONVERT
     },
     Row {
