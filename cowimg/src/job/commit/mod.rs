@@ -3,6 +3,8 @@
 //! The order is what makes it safe: everything is in the lower layer, durably, before the first byte of the image itself
 //! changes. Up to there the image reads as before whatever happens, because only what it hides is written.
 
+mod batches;
+
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,14 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::in_turn::work_in_turn;
 use super::pace::Pace;
 use super::zero_scan::parts;
+use batches::{Batch, Batches};
 use crate::chain::Image;
 use crate::disk::{ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};
 use crate::progress::Control;
 use crate::range::ByteRange;
+use crate::storage::PageBuffer;
 
-/// Bytes of a piece, or one cluster of the lower layer where that is more.
-const PIECE: u64 = 1 << 20;
 /// Zeroes in data are looked for in steps of this many bytes when the lower layer has no clusters.
 const RAW_GRANULE: usize = 4096;
 
@@ -98,12 +100,6 @@ pub fn commit(image: &Image, options: &CommitOptions, control: &Control<'_>) -> 
     Ok(report)
 }
 
-/// A part of the disk that upper layers answer for.
-struct Piece {
-    range: ByteRange,
-    is_zero: bool,
-}
-
 struct Run<'a> {
     image: &'a Image,
     lower: &'a Image,
@@ -128,64 +124,66 @@ impl<'a> Run<'a> {
     }
 
     fn copy(&self, threads: usize, control: &Control<'_>) -> Result<()> {
-        let mut left = ByteRange::between(0, self.image.size());
+        let mut batches = Batches::new(self.image, self.depth, self.granule() as u64);
         work_in_turn(
             threads,
             control,
-            || self.next_piece(&mut left),
-            |piece, buf| {
-                buf.resize(if piece.is_zero { 0 } else { piece.range.len() as usize });
-                self.image.read_at(buf, piece.range.start())
-            },
-            |piece, (), buf| {
-                self.pace.wait(piece.range.len(), control)?;
-                self.write(piece, buf)?;
-                control.report(piece.range.end(), self.image.size());
+            || batches.next(),
+            |batch, buf| self.read(batch, buf),
+            |batch, (), buf| {
+                self.pace.wait(batch.data_bytes(), control)?;
+                self.write(batch, buf)?;
+                control.report(batch.end(), self.image.size());
                 Ok(())
             },
         )
     }
 
-    /// The next part of `left` that a layer above the lower one answers for, at most to the next multiple of [`PIECE`]
-    /// where it is data. Where a layer is shorter than the one above it, that one's silence means zeroes.
-    fn next_piece(&self, left: &mut ByteRange) -> Result<Option<Piece>> {
-        let step = self.lower.cluster_size().unwrap_or(0).max(PIECE);
-        let mut piece: Option<Piece> = None;
-        while !left.is_empty() {
-            let start = left.start();
-            let extent = self.image.extent_at(start, left.len())?;
-            let is_ours = extent.depth < self.depth;
-            let end = match (is_ours, extent.is_zero()) {
-                (true, false) => extent.range.end().min((start / step + 1) * step),
-                _ => extent.range.end(),
-            };
-            piece = match piece {
-                // What continues the piece in its own way, within its step, is a part of it.
-                Some(piece) if !is_ours || piece.is_zero != extent.is_zero() => return Ok(Some(piece)),
-                Some(piece) if !piece.is_zero && start.is_multiple_of(step) => return Ok(Some(piece)),
-                Some(piece) => Some(Piece { range: ByteRange::between(piece.range.start(), end), ..piece }),
-                None if is_ours => {
-                    Some(Piece { range: ByteRange::between(start, end), is_zero: extent.is_zero() })
-                }
-                None => None,
-            };
-            *left = ByteRange::between(end, left.end());
-        }
-        Ok(piece)
+    /// In which steps the lower layer is written, in bytes.
+    fn granule(&self) -> usize {
+        self.lower.cluster_size().map_or(RAW_GRANULE, |size| size as usize)
     }
 
-    fn write(&self, piece: &Piece, buf: &[u8]) -> Result<()> {
-        if piece.is_zero {
-            return self.zero(piece.range);
+    /// Reads all data of a batch, one piece behind the other.
+    fn read(&self, batch: &Batch, buf: &mut PageBuffer) -> Result<()> {
+        buf.resize(batch.data_bytes() as usize);
+        let mut rest = &mut buf[..];
+        for piece in batch.pieces.iter().filter(|piece| !piece.is_zero) {
+            let (bytes, behind) = rest.split_at_mut(piece.range.len() as usize);
+            self.image.read_at(bytes, piece.range.start())?;
+            rest = behind;
         }
-        let granule = self.lower.cluster_size().map_or(RAW_GRANULE, |size| size as usize);
-        for part in parts(buf, granule) {
-            let at = piece.range.start() + part.range.start as u64;
-            if part.is_zero {
-                self.zero(ByteRange::between(at, at + part.range.len() as u64))?;
+        Ok(())
+    }
+
+    fn write(&self, batch: &Batch, mut data: &[u8]) -> Result<()> {
+        for piece in &batch.pieces {
+            if piece.is_zero {
+                self.zero(piece.range)?;
             } else {
-                self.data_bytes.fetch_add(part.range.len() as u64, Ordering::Relaxed);
-                self.write_data(&buf[part.range], at, granule)?;
+                let (bytes, behind) = data.split_at(piece.range.len() as usize);
+                self.write_piece(bytes, piece.range.start())?;
+                data = behind;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the bytes of a piece that starts at `start` in the disk; whole granules of zeroes among them become such.
+    fn write_piece(&self, bytes: &[u8], start: u64) -> Result<()> {
+        let granule = self.granule();
+        // Granules are the lower layer's own, wherever the piece starts.
+        let head = (start.next_multiple_of(granule as u64) - start).min(bytes.len() as u64) as usize;
+        let (head, rest) = bytes.split_at(head);
+        for (bytes, start) in [(head, start), (rest, start + head.len() as u64)] {
+            for part in parts(bytes, granule) {
+                let at = start + part.range.start as u64;
+                if part.is_zero {
+                    self.zero(ByteRange::between(at, at + part.range.len() as u64))?;
+                } else {
+                    self.data_bytes.fetch_add(part.range.len() as u64, Ordering::Relaxed);
+                    self.write_data(&bytes[part.range], at, granule)?;
+                }
             }
         }
         Ok(())
