@@ -118,9 +118,16 @@ impl Epochs {
 /// Exclusive locks on ranges of guest clusters.
 #[derive(Debug, Default)]
 pub(super) struct ClusterLocks {
-    /// First and one past the last cluster of each range that is held.
-    held: Mutex<Vec<(u64, u64)>>,
+    held: Mutex<Held>,
     released: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// First and one past the last cluster of each range that is held.
+    ranges: Vec<(u64, u64)>,
+    /// How many wait for a release: waking nobody would be a system call, too.
+    waiting: usize,
 }
 
 /// A held range of guest clusters; released when dropped.
@@ -136,10 +143,12 @@ impl ClusterLocks {
     /// a time, which is why this cannot deadlock.
     pub(super) fn lock(&self, first: u64, end: u64) -> ClusterLock<'_> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        while held.iter().any(|&(a, b)| a < end && first < b) {
+        while held.ranges.iter().any(|&(a, b)| a < end && first < b) {
+            held.waiting += 1;
             held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
+            held.waiting -= 1;
         }
-        held.push((first, end));
+        held.ranges.push((first, end));
         ClusterLock { locks: self, range: (first, end) }
     }
 }
@@ -147,11 +156,14 @@ impl ClusterLocks {
 impl Drop for ClusterLock<'_> {
     fn drop(&mut self) {
         let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = held.iter().position(|&range| range == self.range) {
-            held.swap_remove(at);
+        if let Some(at) = held.ranges.iter().position(|&range| range == self.range) {
+            held.ranges.swap_remove(at);
         }
+        let is_awaited = held.waiting > 0;
         drop(held);
-        self.locks.released.notify_all();
+        if is_awaited {
+            self.locks.released.notify_all();
+        }
     }
 }
 

@@ -65,7 +65,9 @@ impl Batch {
     fn push_data(&mut self, data: ByteRange, unit: u64) {
         let unit_start = data.start() / unit * unit;
         let mut start = data.start();
-        if let Some(last) = self.pieces.last().copied().filter(|last| last.is_zero && last.range.end() == start) {
+        if let Some(last) =
+            self.pieces.last().copied().filter(|last| last.is_zero && last.range.end() == start)
+        {
             start = unit_start.max(last.range.start());
             self.pieces.pop();
             self.push(last.range.start(), start, true);
@@ -135,7 +137,10 @@ mod tests {
 
     #[test]
     fn zeroes_around_data_in_its_unit_are_data() {
-        assert_eq!(batch(&[(0, 80, true), (80, 90, false), (90, 128, true)]), [(0, 64, true), (64, 128, false)]);
+        assert_eq!(
+            batch(&[(0, 80, true), (80, 90, false), (90, 128, true)]),
+            [(0, 64, true), (64, 128, false)]
+        );
         assert_eq!(
             batch(&[(64, 80, false), (80, 300, true), (300, 301, false)]),
             [(64, 128, false), (128, 256, true), (256, 301, false)]
