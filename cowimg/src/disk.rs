@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::qcow2::layout::Preallocation;
 use crate::range::ByteRange;
@@ -54,7 +54,7 @@ impl ResizeOptions {
     }
 }
 
-/// A guest's disk.
+/// A guest's disk. One that can only be read leaves writing and flushing to the bodies given here.
 ///
 /// Positional and thread-safe. A write that has returned is seen by every later read; it survives a power cut
 /// after the next [`Disk::flush`] that has returned.
@@ -66,17 +66,28 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
     /// Writes `buf` at `offset`; the range must lie within the disk.
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let _: (&[u8], u64) = (buf, offset);
+        Err(Error::new(ErrorKind::ReadOnly))
+    }
 
     /// Makes the range read as zeroes.
-    fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()>;
+    fn write_zeroes(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
+        let _: (ByteRange, ZeroMode) = (range, mode);
+        Err(Error::new(ErrorKind::ReadOnly))
+    }
 
     /// Says that the guest no longer needs the range. What it reads as afterwards is zeroes where the format can say
     /// so without exposing older data, and its former content elsewhere.
-    fn discard(&self, range: ByteRange) -> Result<()>;
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        let _: ByteRange = range;
+        Err(Error::new(ErrorKind::ReadOnly))
+    }
 
     /// Returns when everything acknowledged before the call survives a power cut (rule W9).
-    fn flush(&self) -> Result<()>;
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// The extent that starts at `offset`, as far as one look tells and at most to `offset + max_len`; `offset` must
     /// lie within the disk and `max_len` be above 0. Backing layers are asked where this one is silent; extents that

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::image::Image;
 use crate::range::ByteRange;
-use crate::storage::{Storage, StorageExtent, StorageExtentKind};
+use crate::storage::{Storage, StorageExtent, StorageExtentKind, read_only_error};
 
 /// The disk of an image that was opened for reading. Its length is the disk's.
 #[derive(Debug)]
@@ -17,10 +17,6 @@ impl ImageStorage {
     pub(super) fn new(image: Arc<Image>) -> ImageStorage {
         ImageStorage { image }
     }
-}
-
-fn read_only() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "an image over an image is only read")
 }
 
 impl Storage for ImageStorage {
@@ -37,11 +33,11 @@ impl Storage for ImageStorage {
     }
 
     fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
-        Err(read_only())
+        Err(read_only_error())
     }
 
     fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(read_only())
+        Err(read_only_error())
     }
 
     fn sync(&self) -> io::Result<()> {

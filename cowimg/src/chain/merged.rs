@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use foldhash::HashMap;
 
-use crate::disk::{Disk, ZeroMode};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::range::ByteRange;
@@ -147,29 +147,9 @@ impl Disk for MergedDisk {
         Ok(())
     }
 
-    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
-        Err(Error::new(ErrorKind::ReadOnly))
-    }
-
-    fn write_zeroes(&self, _: ByteRange, _: ZeroMode) -> Result<()> {
-        Err(Error::new(ErrorKind::ReadOnly))
-    }
-
-    fn discard(&self, _: ByteRange) -> Result<()> {
-        Err(Error::new(ErrorKind::ReadOnly))
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
     /// Asked of the layers in turn: extents may go far beyond a page.
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
         self.top().extent_at(offset, max_len)
-    }
-
-    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
-        self.top().own_part(range)
     }
 }
 
@@ -214,22 +194,6 @@ mod tests {
             let answers = self.own[first].is_some();
             let alike = self.own[first..].iter().take_while(|own| own.is_some() == answers).count();
             Ok((answers, ((first + alike) as u64 * SECTOR).min(range.end())))
-        }
-
-        fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
-            unreachable!("nobody writes to a layer below")
-        }
-
-        fn write_zeroes(&self, _: ByteRange, _: ZeroMode) -> Result<()> {
-            unreachable!("nobody writes to a layer below")
-        }
-
-        fn discard(&self, _: ByteRange) -> Result<()> {
-            unreachable!("nobody writes to a layer below")
-        }
-
-        fn flush(&self) -> Result<()> {
-            Ok(())
         }
 
         fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {

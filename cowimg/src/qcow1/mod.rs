@@ -18,7 +18,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex};
 
-use crate::disk::{Disk, ZeroMode};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::qcow1::Header;
@@ -64,22 +64,6 @@ impl Disk for Qcow1 {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check_bounds(offset, buf.len() as u64)?;
         self.read(buf, offset)
-    }
-
-    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
-        Err(Error::new(ErrorKind::ReadOnly))
-    }
-
-    fn write_zeroes(&self, _: ByteRange, _: ZeroMode) -> Result<()> {
-        Err(Error::new(ErrorKind::ReadOnly))
-    }
-
-    fn discard(&self, _: ByteRange) -> Result<()> {
-        Err(Error::new(ErrorKind::ReadOnly))
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
     }
 
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {

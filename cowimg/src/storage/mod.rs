@@ -209,6 +209,6 @@ fn check_len(len: u64) -> io::Result<()> {
 }
 
 /// The answer of a storage that is open for reading to every call that would change it.
-fn read_only_error() -> io::Error {
+pub(crate) fn read_only_error() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the storage is open for reading only")
 }
