@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
+use crate::failure::{Failure, os_message};
+
 /// Signals that ask a process to end.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
@@ -27,7 +29,12 @@ pub(crate) struct Interrupt {
 
 impl Interrupt {
     /// Starts to listen.
-    pub(crate) fn listen() -> io::Result<Interrupt> {
+    pub(crate) fn listen() -> Result<Interrupt, Failure> {
+        Interrupt::registered()
+            .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))
+    }
+
+    fn registered() -> io::Result<Interrupt> {
         let interrupt = Interrupt { cancel: Arc::default(), signal: Arc::default() };
         for signal in SIGNALS {
             // The order counts: on the first signal the flag is still down when this one looks at it.

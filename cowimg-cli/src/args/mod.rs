@@ -18,6 +18,7 @@ pub(crate) mod cache_mode;
 pub(crate) mod encryption_options;
 pub(crate) mod format_options;
 pub(crate) mod image;
+mod image_description;
 pub(crate) mod image_name;
 pub(crate) mod key_slot_options;
 pub(crate) mod key_values;

@@ -15,7 +15,7 @@ use crate::args::key_values::KeyValues;
 use crate::args::object::Objects;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message};
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::progress_bar::{Display, Wanted};
@@ -106,8 +106,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
             "the disk has {old} bytes and would lose all beyond {size}, for good: that wants --force"
         )));
     }
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     let display = Display::start(match args {
         Args { quiet: true, .. } => Wanted::Nothing,
         Args { progress: true, .. } => Wanted::Steps,

@@ -14,7 +14,7 @@ use crate::cli::OURS;
 use crate::colour::{Meaning, painted_on_stdout};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note_plain, os_message, warn};
+use crate::failure::{Failure, note_plain, warn};
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output::check::{self, CheckSummary};
@@ -98,8 +98,7 @@ enum Found {
 
 /// Does the work, under a bar where it lasts. It can be stopped as long as nothing has been changed.
 fn look(args: &Args, file: &mut CheckedFile) -> Result<Found, Failure> {
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     let display = Display::start(if args.quiet { Wanted::Nothing } else { Wanted::Bar });
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
     let found = match args.repair {

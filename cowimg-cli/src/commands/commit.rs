@@ -14,7 +14,7 @@ use crate::args::object::Objects;
 use crate::args::size::parse_size;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message};
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress_bar::{Display, Wanted};
 
@@ -77,8 +77,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let mut name = ImageName::parse(&args.file, form)?.cached(args.cache);
     name.options = name.options.writable_layer(choice);
     let image = name.open_to_write()?;
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     let wanted = match args {
         Args { quiet: true, .. } => Wanted::Nothing,
         Args { progress: true, .. } => Wanted::Lines,

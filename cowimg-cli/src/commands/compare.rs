@@ -13,7 +13,7 @@ use crate::args::object::Objects;
 use crate::args::opening::Opening;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message};
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::{self, compare::SizeWarning};
 use crate::progress_bar::{Display, Wanted};
@@ -84,8 +84,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
 }
 
 fn compare(args: &Args, wanted: Wanted, console: &mut Console) -> Result<ExitCode, Failure> {
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     args.objects.register().map_err(|failure| failure.code(ExitCode::NOT_OPENED))?;
     let (first, second) = open(args).map_err(|failure| failure.code(ExitCode::NOT_OPENED))?;
     let strictness = if args.strict { Strictness::Mapping } else { Strictness::Content };

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use cowimg::progress::Control;
 use cowimg::{
-    BackingOptions, CreateOptions, CreateReport, ErrorKind, Format, Preallocation, Qcow2CreateOptions,
-    StagedImage, Verification,
+    BackingOptions, CreateOptions, CreatePlan, CreateReport, ErrorKind, Format, Preallocation,
+    Qcow2CreateOptions, StagedImage, Verification,
 };
 
 use crate::args::format_options::{FormatOptions, options_of};
@@ -18,7 +18,7 @@ use crate::args::size::parse_size;
 use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note, os_message, warn};
+use crate::failure::{Failure, note, warn};
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output;
@@ -115,17 +115,16 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         luks: None,
         host: options.host,
     };
-    // What can be known of the image before its options are judged; the strict manner says it even if they are bad.
-    let simple = CreateOptions {
-        // Of a LUKS image no more than of a raw one.
-        format: if format == Format::Luks { Format::Raw } else { format },
-        preallocation: Preallocation::Off,
-        qcow2: Qcow2CreateOptions::default(),
-        ..wanted.clone()
-    };
-    let report = cowimg::plan(file, &simple)?.report().clone();
     if strict {
-        announce(args, &wanted, (&options, &report), out)?;
+        // What can be known of the image before its options are judged is said even if they are bad.
+        let simple = CreateOptions {
+            // Of a LUKS image no more than of a raw one.
+            format: if format == Format::Luks { Format::Raw } else { format },
+            preallocation: Preallocation::Off,
+            qcow2: Qcow2CreateOptions::default(),
+            ..wanted.clone()
+        };
+        announce(args, &wanted, (&options, cowimg::plan(file, &simple)?.report()), out)?;
         out.flush_now()?;
     }
     if let Some(objection) = objection {
@@ -133,10 +132,13 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     }
     wanted.qcow2 = options.qcow2_encrypted()?;
     wanted.luks = options.luks_image()?;
-    write_image(file, &wanted)?;
+    let (plan, broken_chain) = plan_over_chain(file, &wanted)?;
+    write_image(file, &plan, &wanted)?;
     if !strict {
-        warn_of_broken_chain(file, &simple);
-        announce(args, &wanted, (&options, &report), out)?;
+        if let Some(error) = broken_chain {
+            warn(&format!("{error}; the new image is of no use until that is put right"));
+        }
+        announce(args, &wanted, (&options, plan.report()), out)?;
     }
     Ok(ExitCode::Success)
 }
@@ -156,37 +158,38 @@ fn file_of(args: &Args, strict: bool) -> Result<(PathBuf, Option<Failure>), Fail
     }
 }
 
-/// Says so where the new image's base is there and something below it is not.
-fn warn_of_broken_chain(file: &Path, wanted: &CreateOptions) {
-    let Some(backing) = &wanted.backing else { return };
-    if backing.verification != Verification::Verify {
-        return;
-    }
+/// Plans the image. Where its base is there and something below that is not, the second value says what: the image can be
+/// made all the same.
+fn plan_over_chain(
+    file: &Path,
+    wanted: &CreateOptions,
+) -> Result<(CreatePlan, Option<cowimg::Error>), Failure> {
+    let base_alone = |backing: &&BackingOptions| backing.verification == Verification::Verify;
+    let Some(backing) = wanted.backing.as_ref().filter(base_alone) else {
+        return Ok((cowimg::plan(file, wanted)?, None));
+    };
     let backing = BackingOptions { verification: Verification::VerifyChain, ..backing.clone() };
-    let whole = CreateOptions { backing: Some(backing), ..wanted.clone() };
-    if let Err(error) = cowimg::plan(file, &whole) {
-        warn(&format!("{error}; the new image is of no use until that is put right"));
+    match cowimg::plan(file, &CreateOptions { backing: Some(backing), ..wanted.clone() }) {
+        Ok(plan) => Ok((plan, None)),
+        Err(error) => Ok((cowimg::plan(file, wanted)?, Some(error))),
     }
 }
 
 /// Makes the image. One that is stopped leaves nothing behind, unless it was to be written over what was there.
-fn write_image(file: &Path, wanted: &CreateOptions) -> Result<(), Failure> {
-    let plan = cowimg::plan(file, wanted)?;
+fn write_image(file: &Path, plan: &CreatePlan, wanted: &CreateOptions) -> Result<(), Failure> {
     let takes_time = matches!(wanted.preallocation, Preallocation::Falloc | Preallocation::Full);
     // Also where it takes none: a signal in between would leave the file that has no name yet.
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     let display = Display::start(if takes_time { Wanted::Bar } else { Wanted::Nothing });
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
-    let staged =
-        StagedImage::write_with(file, wanted.overwrite, &plan, &control).map_err(|error| {
-            match (error.kind(), interrupt.signal()) {
-                (ErrorKind::Cancelled, Some(signal)) => {
-                    Failure::stopped(signal, format!("stopped; {} was not made", file.display()))
-                }
-                _ => error.into(),
+    let staged = StagedImage::write_with(file, wanted.overwrite, plan, &control).map_err(|error| {
+        match (error.kind(), interrupt.signal()) {
+            (ErrorKind::Cancelled, Some(signal)) => {
+                Failure::stopped(signal, format!("stopped; {} was not made", file.display()))
             }
-        })?;
+            _ => error.into(),
+        }
+    })?;
     display.finish();
     Ok(staged.publish()?)
 }

@@ -17,7 +17,7 @@ use crate::cli::OURS;
 use crate::commands::open_options;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, note, os_message};
+use crate::failure::{Failure, note};
 use crate::interrupt::Interrupt;
 
 /// The largest block, in bytes.
@@ -73,8 +73,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(Failure::usage("both if= and of= are needed"));
     };
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     args.objects.register()?;
     let opening = Opening {
         format: args.format.clone(),

@@ -17,7 +17,7 @@ use crate::args::object::Objects;
 use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message, warn_probed_raw};
+use crate::failure::{Failure, warn_probed_raw};
 use crate::interrupt::Interrupt;
 use crate::progress_bar::{Display, Wanted};
 use crate::trust::image_options;
@@ -96,8 +96,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         )
         .hint(format!("Try '{} rebase --help' for more info", out.manner.program())));
     }
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     args.objects.register()?;
     let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
     let image = ImageName::parse(&args.file, form)?.cached(args.cache);

@@ -9,7 +9,7 @@ use crate::args::Source;
 use crate::args::size::{SizeChange, parse_size_change};
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message};
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::progress_bar::{Display, Wanted};
@@ -79,8 +79,7 @@ fn resize(image: &Image, size: u64, options: ResizeOptions, shown: Wanted) -> Re
     if !matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full) {
         return Ok(image.resize(size, &options)?);
     }
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     let display = Display::start(shown);
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
     image.resize_with(size, &options, &control).map_err(|error| {

@@ -57,8 +57,7 @@ pub(crate) fn run(args: &Args, _: &mut Console) -> Result<ExitCode, Failure> {
     let image = open_to_write(&args.file, args.format)?;
     // What is too long, as far as its length is known, changes nothing.
     range_within(&image, args.offset, input.length.unwrap_or(0))?;
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     let display = Display::start(Wanted::Bar);
     let copied = copy(&mut input, &image, args.offset, (&display, &interrupt));
     drop(display);

@@ -29,7 +29,7 @@ use crate::cli::OURS;
 use crate::commands::open_options;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
-use crate::failure::{Failure, os_message, warn};
+use crate::failure::{Failure, warn};
 use crate::interrupt::Interrupt;
 use crate::manner::Manner;
 use crate::output;
@@ -164,8 +164,7 @@ pub(crate) fn run(args: &Args, console: &mut Console) -> Result<ExitCode, Failur
     let Some((target, sources)) = args.files.split_last() else {
         return Err(Failure::usage("which image is to be read, and which written?"));
     };
-    let interrupt = Interrupt::listen()
-        .map_err(|error| Failure::new(format!("could not listen for signals: {}", os_message(&error))))?;
+    let interrupt = Interrupt::listen()?;
     args.objects.register()?;
     let display = Shown { display: Display::start(wanted(args)), quiet: args.quiet };
     if args.compress && !args.no_create && format != Format::Qcow2 {
