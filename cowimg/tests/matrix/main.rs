@@ -4,8 +4,9 @@
 //! list) are refused by both.
 //!
 //! A run draws some of them. With `COWIMG_MATRIX=all` in the environment, as `make soak` sets it, it takes all 117,936,
-//! which is an hour or two of work; `COWIMG_MATRIX=N` takes one in N. A combination that fails is printed with its number
-//! and the seed, and `COWIMG_MATRIX=#NUMBER` runs it alone.
+//! which is an hour or two of work; `COWIMG_MATRIX=N` takes one in N, and `COWIMG_MATRIX=A..B` those from A to before B.
+//! A combination that fails is printed with its number and the seed, and `COWIMG_MATRIX=#NUMBER` runs it alone. What was
+//! worked on and what was refused is told at the end.
 
 #[path = "../qemu_interop/model.rs"]
 mod model;
@@ -36,7 +37,17 @@ const DRAWN_REFUSED: usize = 30;
 fn chosen() -> Vec<u64> {
     match std::env::var("COWIMG_MATRIX").ok().as_deref() {
         None => drawn(),
-        Some("all") => (0..COUNT).collect(),
+        Some("all") => {
+            let mut all: Vec<u64> = (0..COUNT).collect();
+            // Those that are refused come last: there is less to be found.
+            all.sort_by_key(|&number| Shape::nth(number).refused().is_some());
+            all
+        }
+        Some(text) if text.contains("..") => {
+            let (from, to) = text.split_once("..").expect("COWIMG_MATRIX is A..B");
+            let bound = |text: &str| text.parse::<u64>().expect("COWIMG_MATRIX is A..B").min(COUNT);
+            (bound(from)..bound(to)).collect()
+        }
         Some(text) if text.starts_with('#') => vec![text[1..].parse().expect("COWIMG_MATRIX is #NUMBER")],
         Some(text) => {
             let one_in: u64 = text.parse().expect("COWIMG_MATRIX is a number, #NUMBER or all");
@@ -64,20 +75,61 @@ fn drawn() -> Vec<u64> {
     worked
 }
 
-fn run(number: u64) -> Result<(), String> {
-    let work = || {
-        if let Some(bench) = Bench::new(Shape::nth(number)) {
-            bench.run();
+/// What has become of the combinations so far.
+#[derive(Debug, Default)]
+struct Counts {
+    done: AtomicU64,
+    worked_on: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// How many combinations pass between two words about them.
+const TOLD_EVERY: u64 = 2000;
+
+impl Counts {
+    /// A combination is done: worked on, refused by both, or failed.
+    fn add<E>(&self, result: Result<bool, &E>) {
+        let count = match result {
+            Ok(true) => &self.worked_on,
+            Ok(false) => &self.refused,
+            Err(_) => &self.failed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        if (self.done.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(TOLD_EVERY) {
+            self.tell();
         }
+    }
+
+    fn tell(&self) {
+        let counts = [&self.done, &self.worked_on, &self.refused, &self.failed];
+        let [done, worked_on, refused, failed] = counts.map(|count| count.load(Ordering::Relaxed));
+        println!("{done} combinations: {worked_on} worked on, {refused} refused by both, {failed} failed");
+    }
+}
+
+fn run(number: u64, counts: &Counts) -> Result<(), String> {
+    let work = || match Bench::new(Shape::nth(number)) {
+        Some(bench) => {
+            bench.run();
+            true
+        }
+        None => false,
     };
-    catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_| format!("COWIMG_MATRIX='#{number}': {:?}", Shape::nth(number)))
+    let result = catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| format!("COWIMG_MATRIX='#{number}': {:?}", Shape::nth(number)));
+    if let Err(failure) = &result {
+        println!("FAILED {failure}");
+    }
+    counts.add(result.as_ref().copied());
+    result.map(drop)
 }
 
 #[test]
 fn every_combination_holds_what_was_written_or_is_refused() {
     let numbers = chosen();
     let next = AtomicU64::new(0);
+    let counts = Counts::default();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let failed: Vec<String> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -85,7 +137,7 @@ fn every_combination_holds_what_was_written_or_is_refused() {
                 scope.spawn(|| {
                     let mut failed = Vec::new();
                     while let Some(&number) = numbers.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                        failed.extend(run(number).err());
+                        failed.extend(run(number, &counts).err());
                     }
                     failed
                 })
@@ -93,6 +145,7 @@ fn every_combination_holds_what_was_written_or_is_refused() {
             .collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker never panics")).collect()
     });
+    counts.tell();
     assert!(
         failed.is_empty(),
         "{} of {} combinations fail:\n{}",

@@ -212,6 +212,19 @@ impl Sound {
             self.long("L1 entry to data", l1, data, Readable),
             self.long("L1 entry that went", l1, 0, Readable),
             self.int("an L1 table far longer than it is", 36, 1 << 20, All),
+            self.int("an L1 table of more entries than any has", 36, u32::MAX, All),
+            self.int("an L1 table that goes on over what follows it", 36, (self.cluster / 8) as u32 + 1, All),
+            self.int("an L1 table without entries", 36, 0, All),
+            self.long("L1 table within a cluster", 40, l1 | 0x200, All),
+            self.long("L1 table in the header", 40, 0, All),
+            self.long("L1 table far past the end", 40, FAR, All),
+            self.long("L1 table where no file is", 40, 1 << 63, All),
+            self.long("L1 table just past the end", 40, self.end(), All),
+            self.long("L1 table at an L2 table", 40, self.l2(), All),
+            self.long("L1 table at data", 40, data & !COPIED, All),
+            self.long("L1 table at the refcount table", 40, self.refcount_table(), All),
+            self.long("L1 table at the refcount block", 40, self.refcount_block(), All),
+            self.long("L1 table at the snapshot table", 40, self.snapshots(), All),
         ]
     }
 

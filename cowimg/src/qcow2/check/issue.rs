@@ -30,7 +30,7 @@ impl fmt::Display for Severity {
 }
 
 /// One finding of a check. Printed, it is one line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CheckIssue {
     /// What it means for the image.
     pub severity: Severity,
@@ -42,7 +42,7 @@ pub struct CheckIssue {
 }
 
 /// What a check found. Offsets are in bytes of the image file, clusters are numbered from its start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Finding {
     /// A cluster's refcount is higher than the number of references to it.
@@ -289,6 +289,8 @@ pub(super) struct IssueLog {
     pub(super) too_low: u64,
     /// Which tables need more than right refcounts and flags.
     pub(super) damaged: Damaged,
+    /// Whether entries of the active L1 table make no sense, or it is not there.
+    pub(super) bad_l1: bool,
 }
 
 /// What a repair must see to before refcounts.
@@ -336,6 +338,10 @@ impl IssueLog {
             self.too_low = self.too_low.saturating_add(times);
         }
         self.damaged.note(&finding);
+        self.bad_l1 |= match &finding {
+            Finding::L1Entry { site, .. } => site.index.is_some() && !finding.is_about_copied(),
+            finding => matches!(finding, Finding::PastEnd { what: Structure::L1Table, .. }),
+        };
         let list = if finding.is_about_copied() { &mut self.listed_last } else { &mut self.listed };
         if list.len() < super::CheckReport::MAX_ISSUES {
             list.push(CheckIssue { severity, finding, times });

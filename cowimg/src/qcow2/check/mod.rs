@@ -25,6 +25,7 @@ mod compare;
 mod entry_walk;
 mod header_damage;
 mod issue;
+mod l1_search;
 mod l2;
 mod ledger;
 mod mend;
@@ -121,7 +122,7 @@ fn examine<'a>(
     let mut ledger = Ledger::new(&subject)?;
     let stored = StoredRefcounts::read(subject)?;
     damage.findings.iter().for_each(|finding| ledger.report(finding.clone()));
-    ledger.complete = damage.snapshots.is_none() && !damage.bitmaps;
+    ledger.complete = damage.snapshots.is_none() && !damage.bitmaps && !damage.lacks_l1();
     ledger.needs_rebuild = damage.no_refcounts;
 
     let (tallies, stored) = scan::scan(subject, stored, &mut ledger);

@@ -1,8 +1,11 @@
 //! What a repair would do, told without doing it.
 
+use foldhash::HashMap;
+
 use super::area::Area;
-use super::header_damage;
+use super::header_damage::{self, HeaderDamage};
 use super::issue::{CheckIssue, Finding};
+use super::l1_search::{self, FoundL1};
 use super::mend::{Mender, Words};
 use super::moves::Moves;
 use super::remedy::Remedy;
@@ -59,23 +62,63 @@ pub fn plan_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairPlan>
 pub fn plan_storage_with(storage: &dyn Storage, repair: Repair, control: &Control<'_>) -> Result<RepairPlan> {
     let (header, damage) = header_damage::read(storage)?;
     let examined = examine(storage, &header, &damage, control)?;
-    let mut area = Area::new(&examined);
+    match l1_search::find(&examined)? {
+        Some(found) if repair == Repair::All => plan_with_l1(&examined, &found),
+        Some(_) => Ok(plan_without_l1(&examined)),
+        None => Ok(plan(&examined, repair)),
+    }
+}
+
+/// The plan of a repair that finds the L1 table first. What goes with that needs nothing else.
+fn plan_with_l1(examined: &Examined<'_>, found: &FoundL1) -> Result<RepairPlan> {
+    let damage = HeaderDamage::default();
+    let subject = &examined.subject;
+    let control = Control { progress: None, cancel: subject.control.cancel };
+    let rest = plan(&examine(subject.storage, &found.header, &damage, &control)?, Repair::All);
+    let left: HashMap<&CheckIssue, Remedy> =
+        rest.steps.iter().map(|step| (&step.issue, step.remedy)).collect();
+    let step = |issue: &CheckIssue| PlannedStep {
+        issue: issue.clone(),
+        remedy: left.get(issue).copied().unwrap_or(found.remedy),
+    };
+    Ok(RepairPlan {
+        steps: examined.report.issues.iter().map(step).collect(),
+        report: examined.report.clone(),
+        is_marked: rest.is_marked,
+    })
+}
+
+/// The plan of a repair that may not touch the L1 table: nothing, for what looks leaked is what belongs to the disk.
+fn plan_without_l1(examined: &Examined<'_>) -> RepairPlan {
+    let why = "the header is wrong about the L1 table, which a repair of everything mends";
+    let issues = examined.report.issues.iter();
+    RepairPlan {
+        steps: issues
+            .map(|issue| PlannedStep { issue: issue.clone(), remedy: Remedy::Leave { why } })
+            .collect(),
+        report: examined.report.clone(),
+        is_marked: is_marked(examined.subject.header),
+    }
+}
+
+fn plan(examined: &Examined<'_>, repair: Repair) -> RepairPlan {
+    let mut area = Area::new(examined);
     let mends_tables = repair == Repair::All;
     let moves = mends_tables.then(|| Moves::plan(&examined.ledger, &mut area)).flatten().unwrap_or_default();
-    let snapshots = mends_tables.then(|| MendedSnapshots::plan(&examined, &mut area, &moves)).flatten();
+    let snapshots = mends_tables.then(|| MendedSnapshots::plan(examined, &mut area, &moves)).flatten();
     let mut planner = Planner {
         repair,
-        examined: &examined,
-        is_rebuilt: needs_tables(&examined, repair)
+        examined,
+        is_rebuilt: needs_tables(examined, repair)
             && (examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some()),
         snapshots,
-        mender: Mender::new(&examined, &moves),
+        mender: Mender::new(examined, &moves),
     };
     let issues = examined.report.issues.iter();
     let steps = issues
         .map(|issue| PlannedStep { issue: issue.clone(), remedy: issue.remedy(&mut planner) })
         .collect();
-    Ok(RepairPlan { report: examined.report.clone(), steps, is_marked: is_marked(&header) })
+    RepairPlan { report: examined.report.clone(), steps, is_marked: is_marked(examined.subject.header) }
 }
 
 struct Planner<'p> {

@@ -37,6 +37,11 @@ pub enum Remedy {
     Copy,
     /// The L1 table becomes as long as the disk needs.
     FitL1,
+    /// The header is made to name the L1 table that the whole rest of the image agrees with.
+    FindL1 {
+        /// Where that table is, in bytes of the file.
+        host: u64,
+    },
     /// The snapshot's entry is written with what it lacks.
     CompleteSnapshot,
     /// The snapshot's L1 table becomes as long as its disk needs.
@@ -70,6 +75,9 @@ impl fmt::Display for Remedy {
             Remedy::SetRefcount { refcount } => return write!(f, "set the refcount to {refcount}"),
             Remedy::Relink { host } => {
                 return write!(f, "refer to the cluster at {host:#x}, which nothing else claims");
+            }
+            Remedy::FindL1 { host } => {
+                return write!(f, "take the L1 table at {host:#x}, with which all of the image agrees");
             }
             Remedy::RebuildRefcounts => "build all refcounts anew",
             Remedy::CorrectCopied => "make the copied flag agree with the refcount",

@@ -16,10 +16,11 @@
 //! refers to what is not counted.
 
 use super::accounting::{Direction, change_refcounts};
-use super::area::{Area, Kept};
+use super::area::{Area, Kept, host_of};
 use super::bitmaps;
 use super::entry_walk::{CopiedFlags, walk};
-use super::header_damage;
+use super::header_damage::{self, HeaderDamage};
+use super::l1_search::{self, FoundL1};
 use super::ledger::Subject;
 use super::mend::Mender;
 use super::moves::Moves;
@@ -91,6 +92,14 @@ pub fn repair_storage_with(
     if before.is_clean() && !is_marked(&header) {
         return Ok(RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 });
     }
+    match l1_search::find(&first)? {
+        Some(found) if repair == Repair::All => return repair_with_l1(&first, &found, control),
+        // What looks leaked is what belongs to the disk.
+        Some(_) => {
+            return Ok(RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 });
+        }
+        None => {}
+    }
     let flags_before = first.ledger.issues.copied;
     clear_autoclear(&first, repair)?;
     let needs_tables = needs_tables(&first, repair);
@@ -113,6 +122,27 @@ pub fn repair_storage_with(
         clear_marks(storage)?;
     }
     Ok(report)
+}
+
+/// Makes the header say what was found out about the L1 table, and repairs what is left.
+fn repair_with_l1(first: &Examined<'_>, found: &FoundL1, control: &Control<'_>) -> Result<RepairReport> {
+    let storage = first.subject.storage;
+    clear_autoclear(first, Repair::All)?;
+    if found.is_short {
+        let damage = HeaderDamage::default();
+        let uncancelled = Control { cancel: None, progress: None };
+        mend_once(&examine(storage, &found.header, &damage, &uncancelled)?, Repair::All)?;
+    } else {
+        write_field(storage, &header_fields::size_and_l1_table(&found.header))?;
+    }
+    let before = first.report.clone();
+    let rest = repair_storage_with(storage, Repair::All, &Control { cancel: None, ..*control })?;
+    Ok(RepairReport {
+        leaks_fixed: before.leaks.saturating_sub(rest.after.leaks),
+        corruptions_fixed: before.corruptions.saturating_sub(rest.after.corruptions),
+        before,
+        after: rest.after,
+    })
 }
 
 /// The walks over the image that a repair makes one after the other.
@@ -196,10 +226,12 @@ fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
     let mut mender = Mender::new(examined, &moves);
     let fitting_l1 = fitting_l1(examined);
     next.l1_entries = fitting_l1.unwrap_or(next.l1_entries);
+    let grown_l1 = grow_l1(examined, &mut area, &mut next)?;
     let is_other = snapshots.is_some() || fitting_l1.is_some();
     let is_new = examined.ledger.needs_rebuild || !area.is_empty() || is_other;
     if is_new {
-        let found_l1 = fitting_l1.is_some() || snapshots.as_ref().is_some_and(|mended| mended.found_l1);
+        let found_l1 =
+            grown_l1 || fitting_l1.is_some() || snapshots.as_ref().is_some_and(|mended| mended.found_l1);
         let kept = if found_l1 { Kept::AsStored } else { Kept::AsFound };
         next = area.publish(&mut mender, kept, next)?;
     }
@@ -215,10 +247,31 @@ fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
     Ok(is_new || changed > 0)
 }
 
+/// Gives an L1 table that has too few entries for the disk a longer one; returns whether it has.
+fn grow_l1(examined: &Examined<'_>, area: &mut Area, next: &mut Header) -> Result<bool> {
+    let Examined { subject, damage, .. } = examined;
+    let (header, needed) = (subject.header, subject.geometry.l1_entries_for(subject.header.size));
+    if u64::from(header.l1_entries) >= needed || damage.lacks_l1() {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; (u64::from(header.l1_entries) * TABLE_ENTRY_SIZE) as usize];
+    let read = subject.read(&mut bytes, header.l1_table.get());
+    read.map_err(|error| Error::io("read the L1 table", error))?;
+    bytes.resize((needed * TABLE_ENTRY_SIZE) as usize, 0);
+    let place = area.table(bytes, subject.geometry.cluster_size());
+    let place = place.ok_or_else(|| Error::unsupported("there is no room for a longer L1 table"))?;
+    next.l1_table = host_of(examined, place);
+    next.l1_entries = needed as u32;
+    Ok(true)
+}
+
 /// Whether the L1 table cannot be had. Nothing else says what is the disk's then, so that tables had better stay as they
 /// are: a file that grows would give the missing part a meaning.
 pub(super) fn lost_l1(examined: &Examined<'_>) -> bool {
     let header = examined.subject.header;
+    if examined.damage.lacks_l1() {
+        return true;
+    }
     let bytes = u64::from(header.l1_entries) * TABLE_ENTRY_SIZE;
     let is_past_end = bytes > 0 && !examined.ledger.is_within_file(header.l1_table.get(), bytes);
     is_past_end && fitting_l1(examined).is_none()
