@@ -109,6 +109,19 @@ pub fn get(block: &[u8], order: u32, index: u64) -> Option<u64> {
     Some(BigEndian::read_uint(entry, entry.len()))
 }
 
+/// Whether the `count` refcounts from `first` on, in a block whose refcounts have `1 << order` bits, are all `value`. Past the
+/// end of the block there are none, so that the answer is no.
+pub fn all_are(block: &[u8], order: u32, (first, count): (u64, u64), value: u64) -> bool {
+    let wide = |index: u64| usize::try_from(index).ok()?.checked_mul(2);
+    let (16, Ok(value16)) = (1_u64.checked_shl(order).unwrap_or(0), u16::try_from(value)) else {
+        return (first..first.saturating_add(count)).all(|index| get(block, order, index) == Some(value));
+    };
+    // The usual width, of which an image has millions.
+    let range = wide(first).zip(first.checked_add(count).and_then(wide));
+    let Some(bytes) = range.and_then(|(start, end)| block.get(start..end)) else { return false };
+    bytes.as_chunks::<2>().0.iter().all(|&refcount| u16::from_be_bytes(refcount) == value16)
+}
+
 /// Sets the refcount at `index` and says whether that was possible: not past the end of the block, and not to a
 /// `value` that its width cannot hold.
 #[must_use = "the refcount may not have been set"]

@@ -108,17 +108,37 @@ impl Comparison<'_> {
                 break;
             }
             match self.subject.read(&mut bytes, host + piece * piece_len) {
-                Ok(()) => {
-                    for (position, cluster) in (first..end).enumerate() {
-                        let refcount = refcounts::get(&bytes, geometry.refcount_order(), position as u64);
-                        self.cluster(ledger, cluster, refcount.unwrap_or(0));
-                    }
-                }
+                Ok(()) => self.with_piece(ledger, &bytes, first..end),
                 Err(error) => {
                     self.unknown(ledger, &UnknownBlock { index, host, why: error.to_string() }, first..end);
                 }
             }
             first = end;
+        }
+    }
+
+    /// Compares clusters whose refcounts are the first of `bytes`.
+    fn with_piece(&mut self, ledger: &mut Ledger, bytes: &[u8], clusters: Range<u64>) {
+        let order = self.subject.geometry.refcount_order();
+        let mut next = clusters.start;
+        while next < clusters.end {
+            let count = (64 - next % 64).min(clusters.end - next);
+            let position = next - clusters.start;
+            // Nearly all clusters are referred to once or not at all, and their neighbours too.
+            let common =
+                Some(next).filter(|_| count == 64).and_then(|first| ledger.references.common_count(first));
+            match common {
+                Some(count) if refcounts::all_are(bytes, order, (position, 64), count) => {
+                    self.highest = if count == 0 { self.highest } else { next + 63 };
+                }
+                _ => {
+                    for cluster in next..next + count {
+                        let refcount = refcounts::get(bytes, order, cluster - clusters.start);
+                        self.cluster(ledger, cluster, refcount.unwrap_or(0));
+                    }
+                }
+            }
+            next += count;
         }
     }
 

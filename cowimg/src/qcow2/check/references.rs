@@ -42,6 +42,18 @@ impl Page {
         self.words[word] >> shift & self.max()
     }
 
+    /// Counts the first reference to each of the `count` clusters from `index` on, which are in one word where a count has
+    /// one bit. Does nothing, and says no, where one of them has been referred to already.
+    fn add_first(&mut self, index: u64, count: u64) -> bool {
+        let bits = u64::MAX >> (64 - count) << (index % 64);
+        let Some(word) = self.words.get_mut((index / 64) as usize).filter(|_| self.width == 1) else {
+            return false;
+        };
+        let is_first = *word & bits == 0;
+        *word |= if is_first { bits } else { 0 };
+        is_first
+    }
+
     /// Sets a count of at most [`ASIDE`], with wider counts where it needs them.
     fn set(&mut self, index: u64, count: u64) {
         while count > self.max() {
@@ -105,6 +117,33 @@ impl References {
         }
     }
 
+    /// Counts one reference more to each of `clusters`, which are among those that have a count.
+    pub(super) fn add_each(&mut self, clusters: Range<u64>) {
+        let mut next = clusters.start;
+        while next < clusters.end {
+            let count = (64 - next % 64).min(clusters.end - next);
+            let page = self.pages.get_mut((next / PAGE) as usize);
+            let has_room = page
+                .is_some_and(|page| page.get_or_insert_with(|| Page::new(1)).add_first(next % PAGE, count));
+            if !has_room {
+                (next..next + count).for_each(|cluster| self.add(cluster, 1));
+            }
+            next += count;
+        }
+    }
+
+    /// Whether all of 64 clusters, the first of which has a number that is a multiple of 64, have the same count of 0 or 1.
+    pub(super) fn common_count(&self, first: u64) -> Option<u64> {
+        let page = self.pages.get((first / PAGE) as usize)?.as_ref();
+        let word =
+            page.map_or(Some(0), |page| (page.width == 1).then(|| page.words[(first % PAGE / 64) as usize]))?;
+        match word {
+            0 => Some(0),
+            u64::MAX => Some(1),
+            _ => None,
+        }
+    }
+
     /// The first of `clusters` that may have references. Looks at no page beyond them.
     pub(super) fn next_counted(&self, clusters: Range<u64>) -> Option<u64> {
         if clusters.is_empty() {
@@ -144,6 +183,20 @@ mod tests {
         assert_eq!(references.get(6), 0);
         references.add(7, u64::MAX);
         assert_eq!(references.get(7), u64::MAX);
+    }
+
+    #[test]
+    fn runs_count_as_their_clusters_do_one_by_one() {
+        let (mut runs, mut single) = (References::new(8192).unwrap(), References::new(8192).unwrap());
+        for range in [3..5, 60..200, 64..128, 4000..4200, 128..129, 0..8192] {
+            runs.add_each(range.clone());
+            range.for_each(|cluster| single.add(cluster, 1));
+        }
+        for cluster in 0..8192 {
+            assert_eq!(runs.get(cluster), single.get(cluster), "cluster {cluster}");
+        }
+        assert_eq!((runs.common_count(0), runs.common_count(6208)), (None, Some(1)));
+        assert_eq!(References::new(8192).unwrap().common_count(64), Some(0));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Nothing is taken on trust here: a block that cannot be read has no refcounts, which is a finding of its own.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::ledger::Subject;
@@ -111,6 +112,28 @@ impl<'a> StoredRefcounts<'a> {
         let per_piece_bits = piece_bits + 3 - geometry.refcount_order();
         let bytes = self.piece(host + (index >> per_piece_bits << piece_bits), piece_bits).ok()?;
         refcounts::get(bytes, geometry.refcount_order(), index & ((1 << per_piece_bits) - 1))
+    }
+
+    /// Whether every one of `clusters` has a refcount that can be read and is exactly 1.
+    pub(super) fn are_one(&mut self, clusters: Range<u64>) -> bool {
+        let geometry = self.subject.geometry;
+        let (order, piece_bits) = (geometry.refcount_order(), PIECE_BITS.min(geometry.cluster_bits()));
+        let per_piece = 1 << (piece_bits + 3 - order);
+        let mut first = clusters.start;
+        while first < clusters.end {
+            let Block::At(host) = self.block(geometry.refcount_table_index(HostCluster(first))) else {
+                return false;
+            };
+            let index = geometry.refcount_index(HostCluster(first));
+            let (piece, in_piece) = (index / per_piece, index % per_piece);
+            let count = (per_piece - in_piece).min(clusters.end - first);
+            let Ok(bytes) = self.piece(host + (piece << piece_bits), piece_bits) else { return false };
+            if !refcounts::all_are(bytes, order, (in_piece, count), 1) {
+                return false;
+            }
+            first += count;
+        }
+        true
     }
 
     fn piece(&mut self, host: u64, piece_bits: u32) -> io::Result<&[u8]> {
