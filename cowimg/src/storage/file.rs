@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use rustix::io::{Errno, retry_on_intr};
 
 use super::direct;
+use super::pending_sync::{Change, PendingSync};
 use super::sparse::HostCalls;
 use super::{
     FileUse, Storage, StorageExt, StorageExtent, StorageExtentKind, check_len, ext, read_only_error,
@@ -164,6 +165,7 @@ pub struct FileStorage {
     /// The data extent that was found last, less what was done to it since. Some file systems look at every page of an
     /// extent to find its end; who walks a file in steps must not pay for that at each of them.
     known_data: Mutex<ByteRange>,
+    pending_sync: PendingSync,
     /// What the file is locked for.
     pub(super) locked: Mutex<FileUse>,
 }
@@ -213,6 +215,7 @@ impl FileStorage {
             access,
             calls: HostCalls::default(),
             known_data: Mutex::new(ByteRange::between(0, 0)),
+            pending_sync: PendingSync::default(),
             locked: Mutex::new(FileUse::NONE),
         };
         if storage.file.metadata()?.file_type().is_char_device() && !matches!(storage.len(), Ok(1..)) {
@@ -221,7 +224,8 @@ impl FileStorage {
         Ok(storage)
     }
 
-    /// The open file, for calls that work on descriptors. Its position is used by nobody and means nothing.
+    /// The open file, for calls that work on descriptors. Its position is used by nobody and means nothing; who changes
+    /// the file through it syncs it, too.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -231,10 +235,11 @@ impl FileStorage {
         self.node == Node::Device
     }
 
-    fn writable(&self) -> io::Result<()> {
+    /// To be held over a change.
+    fn writable(&self) -> io::Result<Change<'_>> {
         match self.access {
             Access::ReadOnly => Err(read_only_error()),
-            Access::ReadWrite => Ok(()),
+            Access::ReadWrite => Ok(self.pending_sync.change()),
         }
     }
 
@@ -327,7 +332,7 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.writable()?;
+        let _change = self.writable()?;
         write_range(offset, buf.len())?;
         if buf.is_empty() {
             return Ok(0);
@@ -336,7 +341,7 @@ impl Storage for FileStorage {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        self.writable()?;
+        let _change = self.writable()?;
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         write_range(offset, total)?;
         // Empty buffers at the front could fill the host's limit of buffers, and the call would write nothing.
@@ -348,7 +353,7 @@ impl Storage for FileStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.writable()?;
+        let _change = self.writable()?;
         check_len(len)?;
         if self.is_device() {
             return match len.cmp(&self.len()?) {
@@ -367,11 +372,11 @@ impl Storage for FileStorage {
     }
 
     /// `fdatasync` or what the host has in its place. It covers the file's length, and what else is needed to find
-    /// the bytes again; it leaves out times.
+    /// the bytes again; it leaves out times. Where nothing has changed since the last one, nothing is asked of the host.
     fn sync(&self) -> io::Result<()> {
         match self.access {
             Access::ReadOnly => Ok(()),
-            Access::ReadWrite => self.file.sync_data(),
+            Access::ReadWrite => self.pending_sync.sync(|| self.file.sync_data()),
         }
     }
 
@@ -382,7 +387,7 @@ impl Storage for FileStorage {
     /// A few KiB are written. Emulation of more, where the host cannot: a hole is punched, or else zeroes are written up
     /// to the end of the file, and the file is grown by its last byte.
     fn write_zeroes(&self, range: ByteRange) -> io::Result<()> {
-        self.writable()?;
+        let _change = self.writable()?;
         if range.is_empty() {
             return Ok(());
         }
@@ -403,7 +408,7 @@ impl Storage for FileStorage {
     }
 
     fn punch_hole(&self, range: ByteRange) -> io::Result<bool> {
-        self.writable()?;
+        let _change = self.writable()?;
         let range = range.intersection(ByteRange::between(0, self.len()?));
         if range.is_empty() {
             return Ok(self.calls.may_punch());
@@ -415,7 +420,7 @@ impl Storage for FileStorage {
 
     /// Emulation, where the host cannot: as [`Storage::allocate`] says.
     fn allocate(&self, range: ByteRange) -> io::Result<()> {
-        self.writable()?;
+        let _change = self.writable()?;
         if range.is_empty() {
             return Ok(());
         }
@@ -448,7 +453,7 @@ impl Storage for FileStorage {
 
     /// Emulation, where the host cannot: read and written.
     fn copy_from(&self, source: &dyn Storage, from: u64, to: ByteRange) -> io::Result<()> {
-        self.writable()?;
+        let _change = self.writable()?;
         self.room_for(to)?;
         // No host knows offsets that no file has; nothing is there to be copied.
         let is_known = ByteRange::new(from, to.len()).is_some();

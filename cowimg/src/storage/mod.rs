@@ -29,6 +29,7 @@ mod memory;
 #[cfg(test)]
 mod model_tests;
 mod pages;
+mod pending_sync;
 mod sparse;
 mod unsynced;
 mod window;
