@@ -6,7 +6,7 @@ mod qemu_tools;
 
 use std::sync::Arc;
 
-use cowimg::check::{Repair, check_storage, plan_storage, repair_storage};
+use cowimg::check::{Remedy, Repair, check_storage, plan_storage, repair_storage};
 use cowimg::storage::{MemoryStorage, Storage};
 use cowimg::{Format, Image, SnapshotSelector};
 use qemu_tools::damage::{Kind, Sound};
@@ -100,8 +100,10 @@ fn try_kind(kind: Kind) {
         assert_eq!(report.before, plan.report, "{what}");
         assert_eq!(check_storage(&storage).expect("it can be checked"), report.after, "{what}");
         let bytes = storage.to_vec();
+        // Through another table than the image's own, what was read was not the disk.
+        let was_another = plan.steps.iter().any(|step| matches!(step.remedy, Remedy::FindL1 { .. }));
         for (nth, (before, after)) in before.iter().zip(content(&bytes)).enumerate() {
-            assert!(before.is_none() || *before == after, "{what}: piece {nth} differs");
+            assert!(before.is_none() || was_another || *before == after, "{what}: piece {nth} differs");
         }
         let again = repair_storage(&storage, Repair::All).expect("it can be repaired again");
         if !report.after.is_clean() {

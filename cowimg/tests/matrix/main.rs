@@ -38,10 +38,12 @@ fn chosen() -> Vec<u64> {
     match std::env::var("COWIMG_MATRIX").ok().as_deref() {
         None => drawn(),
         Some("all") => {
-            let mut all: Vec<u64> = (0..COUNT).collect();
-            // Those that are refused come last: there is less to be found.
-            all.sort_by_key(|&number| Shape::nth(number).refused().is_some());
-            all
+            let mut rng = Rng::new("matrix, in which order");
+            let mut all: Vec<(bool, u64, u64)> =
+                // Those that are refused come last: there is less to be found. A run that is cut short has seen some of all.
+                (0..COUNT).map(|nth| (Shape::nth(nth).refused().is_some(), rng.below(u64::MAX), nth)).collect();
+            all.sort_unstable();
+            all.into_iter().map(|(.., number)| number).collect()
         }
         Some(text) if text.contains("..") => {
             let (from, to) = text.split_once("..").expect("COWIMG_MATRIX is A..B");

@@ -254,6 +254,18 @@ impl BitmapEntry {
         Ok(entries)
     }
 
+    /// The entries of a directory, however many it has; `None` unless they fill `bytes` to the last.
+    pub fn decode_all(bytes: &[u8]) -> Option<Vec<BitmapEntry>> {
+        let mut rest = bytes;
+        let mut entries = Vec::new();
+        while !rest.is_empty() {
+            let (entry, used) = BitmapEntry::decode(rest)?;
+            rest = rest.get(used..)?;
+            entries.push(entry);
+        }
+        Some(entries)
+    }
+
     /// The entry at the start of `bytes`, and its length with padding.
     fn decode(bytes: &[u8]) -> Option<(BitmapEntry, usize)> {
         let (raw, rest) = RawEntry::ref_from_prefix(bytes).ok()?;

@@ -39,6 +39,14 @@ fn read_directory(subject: &Subject<'_>, ledger: &mut Ledger, extension: &Bitmap
         ledger.report(Finding::BitmapDirectory { why: error.to_string() });
         Vec::new()
     });
+    let listed = entries.iter().map(BitmapEntry::stored_len).fold(0, u64::saturating_add);
+    if !entries.is_empty() && listed != extension.directory_size {
+        // What the rest lists is not known, and has clusters.
+        ledger.complete = false;
+        let size = extension.directory_size;
+        let why = format!("the bitmap directory has {size} bytes, and its entries have {listed}");
+        ledger.report(Finding::BitmapDirectory { why });
+    }
     for (index, entry) in (0..).zip(&entries) {
         if let Some(why) = entry.table_problem(&subject.geometry) {
             ledger.complete = false;

@@ -20,6 +20,7 @@
 
 mod accounting;
 mod area;
+mod bitmap_mend;
 mod bitmaps;
 mod compare;
 mod entry_walk;

@@ -3,6 +3,7 @@
 use foldhash::HashMap;
 
 use super::area::Area;
+use super::bitmap_mend::SoundBitmaps;
 use super::header_damage::{self, HeaderDamage};
 use super::issue::{CheckIssue, Finding};
 use super::l1_search::{self, FoundL1};
@@ -112,6 +113,7 @@ fn plan(examined: &Examined<'_>, repair: Repair) -> RepairPlan {
         is_rebuilt: needs_tables(examined, repair)
             && (examined.ledger.needs_rebuild || !area.is_empty() || snapshots.is_some()),
         snapshots,
+        keeps_bitmaps: SoundBitmaps::find(examined).is_some(),
         mender: Mender::new(examined, &moves),
     };
     let issues = examined.report.issues.iter();
@@ -126,6 +128,8 @@ struct Planner<'p> {
     examined: &'p Examined<'p>,
     is_rebuilt: bool,
     snapshots: Option<MendedSnapshots>,
+    /// Whether bitmaps stay that are sound.
+    keeps_bitmaps: bool,
     mender: Mender<'p>,
 }
 
@@ -201,7 +205,13 @@ impl Planner<'_> {
             Finding::BitmapDirectory { .. }
             | Finding::Bitmap { .. }
             | Finding::PastEnd { what: Structure::BitmapDirectory | Structure::BitmapTable, .. }
-            | Finding::HeaderField { table: Structure::BitmapDirectory, .. } => Remedy::DropBitmaps,
+            | Finding::HeaderField { table: Structure::BitmapDirectory, .. } => {
+                if self.keeps_bitmaps {
+                    Remedy::RewriteBitmaps
+                } else {
+                    Remedy::DropBitmaps
+                }
+            }
             Finding::BitmapTableEntry { .. } => Remedy::MarkDirty,
             Finding::TooManyReferences { .. } => {
                 Remedy::Leave { why: "refcounts of this width cannot say it; amend the image to wider ones" }

@@ -50,6 +50,8 @@ pub enum Remedy {
     DropSnapshot,
     /// The snapshots that can be read stay, in a new table.
     RewriteSnapshots,
+    /// The bitmaps that are sound stay, in a directory without the others.
+    RewriteBitmaps,
     /// All bitmaps become invalid, so that nobody trusts them.
     DropBitmaps,
     /// The bitmap says that all of this part has changed.
@@ -91,6 +93,7 @@ impl fmt::Display for Remedy {
             Remedy::FitSnapshotL1 => "make the snapshot's L1 table as long as its disk needs",
             Remedy::DropSnapshot => "give the snapshot up",
             Remedy::RewriteSnapshots => "keep the snapshots that can be read",
+            Remedy::RewriteBitmaps => "keep the bitmaps that are sound, and no others",
             Remedy::DropBitmaps => "make the bitmaps invalid",
             Remedy::MarkDirty => "let the bitmap say that all of this part has changed",
         })

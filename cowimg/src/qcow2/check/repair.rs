@@ -17,6 +17,7 @@
 
 use super::accounting::{Direction, change_refcounts};
 use super::area::{Area, Kept, host_of};
+use super::bitmap_mend::SoundBitmaps;
 use super::bitmaps;
 use super::entry_walk::{CopiedFlags, walk};
 use super::header_damage::{self, HeaderDamage};
@@ -63,10 +64,11 @@ pub struct RepairReport {
 
 /// Checks and repairs the qcow2 image in `storage`, which nobody else may use meanwhile.
 ///
-/// What can be read before reads the same after. Entries whose data cannot be had read as zeroes after
-/// [`Repair::All`]; [`super::plan_storage`] tells beforehand what becomes of each finding. What cannot be repaired stays
-/// as it is and is in the report after. Leaks are left alone where tables are damaged, for what looks leaked may be what a
-/// lost entry referred to. The dirty and the corrupt bit are cleared once nothing contradicts.
+/// What can be read before reads the same after, unless that was through an L1 table that is not the image's. Entries
+/// whose data cannot be had read as zeroes after [`Repair::All`]; [`super::plan_storage`] tells beforehand what becomes of
+/// each finding. What cannot be repaired stays as it is and is in the report after. Leaks are left alone where tables are
+/// damaged, for what looks leaked may be what a lost entry referred to. The dirty and the corrupt bit are cleared once
+/// nothing contradicts.
 ///
 /// Fails with [`ErrorKind::ReadOnly`] on a storage that cannot be written, and where the image cannot be checked.
 pub fn repair_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairReport> {
@@ -99,6 +101,14 @@ pub fn repair_storage_with(
             return Ok(RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 });
         }
         None => {}
+    }
+    if repair == Repair::All
+        && let Some(sound) = SoundBitmaps::find(&first)
+    {
+        clear_autoclear(&first, Repair::All)?;
+        if sound.write(storage)? {
+            return repair_rest(before, storage, control);
+        }
     }
     let flags_before = first.ledger.issues.copied;
     clear_autoclear(&first, repair)?;
@@ -135,7 +145,11 @@ fn repair_with_l1(first: &Examined<'_>, found: &FoundL1, control: &Control<'_>) 
     } else {
         write_field(storage, &header_fields::size_and_l1_table(&found.header))?;
     }
-    let before = first.report.clone();
+    repair_rest(first.report.clone(), storage, control)
+}
+
+/// Repairs what is left after the first changes, which have met what `before` has.
+fn repair_rest(before: CheckReport, storage: &dyn Storage, control: &Control<'_>) -> Result<RepairReport> {
     let rest = repair_storage_with(storage, Repair::All, &Control { cancel: None, ..*control })?;
     Ok(RepairReport {
         leaks_fixed: before.leaks.saturating_sub(rest.after.leaks),
