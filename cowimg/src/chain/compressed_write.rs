@@ -1,7 +1,7 @@
 //! Writing clusters compressed, in place of writing them as they are.
 
 use super::image::Image;
-use crate::codec::{self, CodecError};
+use crate::codec;
 use crate::error::{Error, Result};
 
 impl Image {
@@ -9,9 +9,7 @@ impl Image {
     /// stored compressed; one that does not become smaller is stored as it is. Everything else is as with
     /// [`Image::write_at`]. Raw images, encrypted ones and those with an external data file refuse it.
     pub fn write_compressed_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        let (Some(method), Some(cluster_size)) = (self.compression(), self.cluster_size()) else {
-            return self.named(Err(Error::unsupported("a raw image cannot hold compressed clusters")));
-        };
+        let cluster_size = self.packed_size()?;
         let end = offset.saturating_add(buf.len() as u64);
         if end > self.size() {
             // Refused in the words of every write.
@@ -25,22 +23,42 @@ impl Image {
         if let Some(qcow2) = self.top.qcow2() {
             self.named(qcow2.refuse_compressed())?;
         }
-        let mut packed = vec![0; cluster_size as usize - 1];
         let mut at = offset;
         for part in buf.chunks(cluster_size as usize) {
-            let mut whole = part.to_vec();
-            whole.resize(cluster_size as usize, 0);
-            let len = codec::compress(method, &whole, &mut packed).map_err(|error| match error {
-                CodecError::NotBuilt { .. } => Error::unsupported(error.to_string()),
-                other => Error::invalid(other.to_string()),
-            });
-            match self.named(len)? {
-                Some(len) => self.write_compressed(&packed[..len], at)?,
+            match self.pack(part)? {
+                Some(packed) => self.write_compressed(&packed, at)?,
                 None => self.write_at(part, at)?,
             }
             at += part.len() as u64;
         }
         Ok(())
+    }
+
+    /// The compressed bytes of a cluster, for [`Image::write_compressed`]; `None` where they are not fewer. The last cluster
+    /// of a disk may be short of bytes: zeroes follow.
+    pub(crate) fn pack(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
+        let cluster_size = self.packed_size()? as usize;
+        let padded;
+        let whole = if cluster.len() == cluster_size {
+            cluster
+        } else {
+            padded = [cluster, &vec![0; cluster_size.saturating_sub(cluster.len())]].concat();
+            &padded
+        };
+        let Some(method) = self.compression() else { return Ok(None) };
+        let mut packed = vec![0; cluster_size - 1];
+        let len = codec::compress(method, whole, &mut packed)
+            .map_err(|error| Error::unsupported(format!("could not compress a cluster: {error}")));
+        Ok(self.named(len)?.map(|len| {
+            packed.truncate(len);
+            packed
+        }))
+    }
+
+    /// The size in bytes of what is compressed in one piece.
+    fn packed_size(&self) -> Result<u64> {
+        let size = self.compression().and(self.cluster_size());
+        self.named(size.ok_or_else(|| Error::unsupported("a raw image cannot hold compressed clusters")))
     }
 }
 

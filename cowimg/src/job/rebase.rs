@@ -10,7 +10,6 @@ use super::convert::Compression;
 use super::in_turn::work_in_turn;
 use super::zero_scan::is_zero;
 use crate::chain::{Image, Layer, Verification};
-use crate::codec;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format::qcow2::layout::BackingName;
@@ -245,22 +244,11 @@ impl<'a> Run<'a> {
         if is_zero(old) {
             return Ok(Action::Mask);
         }
-        let (Compression::On, Some(kind)) = (self.compression, self.image.compression()) else {
-            return Ok(Action::Data);
+        let packed = match self.compression {
+            Compression::On => self.image.pack(old)?,
+            Compression::Off => None,
         };
-        // The last cluster of a disk is padded with zeroes.
-        let mut whole = old.to_vec();
-        whole.resize(self.cluster_size as usize, 0);
-        let mut room = vec![0; whole.len() - 1];
-        let packed = codec::compress(kind, &whole, &mut room)
-            .map_err(|error| Error::unsupported(format!("could not compress a cluster: {error}")))?;
-        Ok(match packed {
-            None => Action::Data,
-            Some(len) => {
-                room.truncate(len);
-                Action::Packed(room)
-            }
-        })
+        Ok(packed.map_or(Action::Data, Action::Packed))
     }
 
     fn carry_out(

@@ -82,7 +82,11 @@ mod tests {
     fn a_change_that_ends_during_a_sync_is_left_to_the_next() {
         let pending = PendingSync::default();
         let change = pending.change();
-        pending.sync(|| Ok(drop(change))).unwrap();
+        let ends_meanwhile = || {
+            drop(change);
+            Ok(())
+        };
+        pending.sync(ends_meanwhile).unwrap();
         assert!(reaches(&pending));
     }
 

@@ -27,7 +27,7 @@ pub(super) struct Run<'a> {
     target: &'a Image,
     options: &'a ConvertOptions,
     control: &'a Control<'a>,
-    packing: Option<Packing>,
+    packing: Option<Packing<'a>>,
     pieces: Mutex<Pieces<'a>>,
     pace: Pace,
     turn: Turnstile,
