@@ -1,6 +1,6 @@
 //! The source cut into pieces, in order.
 
-use super::{ConvertOptions, Part, ReadErrors, TargetContent};
+use super::{ConvertOptions, Copying, Part, ReadErrors, TargetContent};
 use crate::chain::Look;
 use crate::error::Result;
 use crate::extent::ExtentKind;
@@ -9,6 +9,8 @@ use crate::range::ByteRange;
 /// Bytes that a thread takes at a time, or one cluster where that is more: small enough to be in a core's cache when it is
 /// written, large enough that handing on the turn costs little.
 const PIECE: u64 = 1 << 20;
+/// The same where the host copies: each piece is a call, and no memory is taken for it.
+const HOST_PIECE: u64 = 64 << 20;
 /// Bytes of data between two reports of progress, as qemu-img has them.
 const REPORTED: u64 = 2 << 20;
 /// How far a source is taken for data where it cannot say what it has.
@@ -111,7 +113,7 @@ impl<'a> Pieces<'a> {
         let start = first.range.start();
         let whole_end = first.range.end() / unit * unit;
         let alone = first.action != Action::Copy && whole_end > start;
-        let step = PIECE.max(unit);
+        let step = if self.by_host(&first) { HOST_PIECE } else { PIECE }.max(unit);
         let wanted = if alone {
             whole_end
         } else {
@@ -136,6 +138,14 @@ impl<'a> Pieces<'a> {
         self.next_number += 1;
         self.count(range, action, first.range.end(), tell);
         Ok(Some(Piece { number, range, action, place: first.place.filter(|_| stored_whole) }))
+    }
+
+    /// Whether the host copies a stretch, at a pace of its own.
+    fn by_host(&self, stretch: &Stretch) -> bool {
+        let unpaced = self.options.copying == Copying::Host && self.options.rate.is_none();
+        let storage =
+            |place: Place| self.parts.get(place.part)?.image.layers().get(place.depth)?.guest_storage();
+        unpaced && self.unit == 1 && stretch.place.and_then(storage).is_some()
     }
 
     /// Counts the work of a piece, which is data or is written as if it were.
