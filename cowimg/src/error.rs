@@ -112,7 +112,10 @@ pub enum ErrorKind {
     #[error("its backing chain comes back to this file")]
     BackingLoop,
     /// The backing chain has more layers than the limit.
-    #[error("its backing chain has more than {limit} layers")]
+    #[error(
+        "its backing chain has more than {limit} layers, the limit chain_depth: commit layers into those below, or raise \
+         the limit if its maker is trusted"
+    )]
     ChainTooDeep {
         /// The limit in force, in layers.
         limit: usize,
@@ -133,6 +136,22 @@ pub enum ErrorKind {
         /// Its size in bytes.
         bytes: u64,
         /// The limit in bytes.
+        limit: u64,
+    },
+    /// The image asks for more than its opener allows: see [`Limits`](crate::Limits).
+    #[error(
+        "{what} takes {amount} {unit}, and the limit {name} is {limit}: raise it to open an image whose maker is trusted"
+    )]
+    OverLimit {
+        /// Which structure.
+        what: &'static str,
+        /// What it would take.
+        amount: u64,
+        /// In what that is counted.
+        unit: &'static str,
+        /// The limit's name: the method of [`Limits`](crate::Limits) that sets it.
+        name: &'static str,
+        /// The limit in force, in the same unit.
         limit: u64,
     },
     /// The image's file is in use in a way that does not go together with how it was to be opened.

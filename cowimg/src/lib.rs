@@ -37,6 +37,7 @@ pub mod error;
 mod extent;
 pub mod format;
 pub mod job;
+mod limits;
 mod luks;
 pub mod progress;
 mod qcow1;
@@ -47,7 +48,7 @@ pub mod storage;
 
 pub use chain::{
     BackingInfo, BackingOptions, CacheMode, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
-    DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions,
+    Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions,
     Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, inspect,
     inspect_chain, plan,
 };
@@ -57,6 +58,7 @@ pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;
 pub use format::qcow2::layout::{LazyRefcounts, Preallocation};
 pub use format::qcow2::{CompressionType, Version};
+pub use limits::Limits;
 pub use qcow2::{
     AmendOptions, BitmapInfo, BitmapRanges, NewBitmap, NewSnapshot, Recording, SnapshotNames,
     SnapshotSelector, SnapshotSize,

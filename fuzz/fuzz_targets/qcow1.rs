@@ -1,35 +1,16 @@
-//! A qcow image of version 1 of any bytes: its header decodes or is refused, and what opens reads without a panic, in bounded
-//! memory and time.
+//! See the module of this name. Inputs are images of which a few fields were changed.
 #![no_main]
 
-use std::sync::Arc;
+use std::sync::LazyLock;
 
-use cowimg::format::qcow1::{ClusterEntry, Header};
-use cowimg::storage::MemoryStorage;
-use cowimg::{ByteRange, FilePolicy, Format, Image, Result};
-use libfuzzer_sys::fuzz_target;
+use cowimg_fuzz::{mutation, targets, templates};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
-/// The disk may be larger than anything that could be read: so many of its extents are looked at, and so many bytes of
-/// each.
-const EXTENTS: usize = 64;
-const BYTES: usize = 16 << 10;
+static FIELDS: LazyLock<Vec<(usize, usize)>> = LazyLock::new(mutation::qcow1_fields);
 
-fuzz_target!(|input: (u64, &[u8])| {
-    let (raw, rest) = input;
-    // Most inputs are to get past the first field.
-    let bytes = [&Header::START[..], rest].concat();
-    let Ok(header) = Header::decode(&bytes) else { return };
-    // Whatever an entry says, what it decodes to is within the bounds that readers rely on.
-    match ClusterEntry::decode(raw, &header) {
-        Ok(ClusterEntry::Compressed { len, .. }) => assert!(len < header.cluster_size()),
-        Ok(ClusterEntry::Data { host }) => assert!(host % 512 == 0 && host <= i64::MAX as u64),
-        Ok(ClusterEntry::Absent) | Err(_) => {}
-    }
-    let options = Image::options().format(Format::Qcow).backing(FilePolicy::DenyAll);
-    let Ok(image) = options.open_storage(Arc::new(MemoryStorage::with_bytes(&bytes))) else { return };
-    let mut buffer = [0; BYTES];
-    for extent in image.extents(ByteRange::between(0, image.size())).take(EXTENTS).map_while(Result::ok) {
-        let len = extent.range.len().min(BYTES as u64) as usize;
-        let _ = image.read_at(&mut buffer[..len], extent.range.start());
-    }
+fuzz_target!(|bytes: &[u8]| targets::qcow1::run(bytes));
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let plain = |data: &mut [u8], size| fuzzer_mutate(data, size, max_size);
+    mutation::change_fields(&mut data[..max_size], size, seed, (templates::qcow1(), &FIELDS, &plain))
 });

@@ -14,6 +14,9 @@ use crate::args::key_values::KeyValues;
 use crate::args::size::parse_size;
 use crate::failure::Failure;
 
+/// The most parts of a path. Each is a node at most, and who reads the nodes goes down one by one.
+const MAX_PARTS: usize = 64;
+
 /// A value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
@@ -51,8 +54,9 @@ impl OptionTree {
             ));
         }
         let pairs = KeyValues::parse(&[text]).map_err(|error| Failure::usage(error.to_string()))?;
-        let values =
+        let values: BTreeMap<String, Value> =
             pairs.iter().map(|(key, value)| (key.to_owned(), Value::Text(value.to_owned()))).collect();
+        values.keys().try_for_each(|path| check_depth(path))?;
         Ok(OptionTree { values })
     }
 
@@ -85,6 +89,7 @@ impl OptionTree {
             serde_json::Value::Number(number) => Value::Number(number.to_string()),
             serde_json::Value::String(text) => Value::Text(text),
         };
+        check_depth(path)?;
         if self.values.insert(path.to_owned(), value).is_some() {
             return Err(Failure::usage(format!("option '{path}' is there twice")));
         }
@@ -155,6 +160,16 @@ impl OptionTree {
     }
 }
 
+/// Refuses a path that leads deeper than any image is described.
+fn check_depth(path: &str) -> Result<(), Failure> {
+    if path.split('.').count() <= MAX_PARTS {
+        return Ok(());
+    }
+    let start: String = path.chars().take(40).collect();
+    Err(Failure::usage(format!("option '{start}...' has more than {MAX_PARTS} parts"))
+        .hint("Describe the top of the chain only; what is below it stands in the images"))
+}
+
 /// The same JSON with double quotes around every string.
 fn double_quoted(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
@@ -207,6 +222,20 @@ mod tests {
         let mut tree = OptionTree::from_json(r#"{'driver':'ra"w','file.filename':'it\'s'}"#).unwrap();
         assert_eq!(tree.take_text("driver").unwrap().as_deref(), Some("ra\"w"));
         assert_eq!(tree.take_text("file.filename").unwrap().as_deref(), Some("it's"));
+    }
+
+    /// Found by fuzzing: each part of a path was a call within a call, until the stack was full.
+    #[test]
+    fn a_path_of_thousands_of_parts_is_refused() {
+        let path = |parts: usize| vec!["backing"; parts].join(".");
+        assert!(OptionTree::from_pairs(&format!("{}=x", path(MAX_PARTS))).is_ok());
+        for parts in [MAX_PARTS + 1, 100_000] {
+            assert!(OptionTree::from_pairs(&format!("{}=x", path(parts))).is_err());
+            assert!(OptionTree::from_json(&format!("{{\"{}\":1}}", path(parts))).is_err());
+        }
+        let nested = format!("{}1{}", "{\"backing\":".repeat(100), "}".repeat(100));
+        assert!(OptionTree::from_json(&nested).is_err());
+        assert!(OptionTree::from_json(&"{\"a\":".repeat(100_000)).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(super) fn data_options(
     options: &OpenOptions,
 ) -> Result<DataOptions> {
     let file = data_file_of(found, header, access, options)?;
-    let cipher = unlock(&*found.storage, header, options.passphrase.as_ref())?;
+    let cipher = unlock(&*found.storage, header, (options.passphrase.as_ref(), &options.limits))?;
     Ok(DataOptions { file, cipher })
 }
 
@@ -58,6 +58,10 @@ fn open_data_file(
     let file_options = file_options.host_cache(options.cache_mode.host_cache());
     let opened = FileStorage::open(&path, &file_options)
         .map_err(|error| Error::io("open the data file", error).at_path(&path))?;
+    if options.data_file.is_none() {
+        let checked = options.backing.check_opened(&opened, &path, found.path.as_deref());
+        checked.map_err(|why| refused(header, why))?;
+    }
     refuse_own_file(found, &opened).map_err(|error| error.at_path(&path))?;
     let opened = Arc::new(opened);
     opened
@@ -87,16 +91,18 @@ fn named_data_file(found: &Found, header: &Header, options: &OpenOptions) -> Res
             "the image has an external data file and does not name it: name it to open it",
         ));
     };
-    let refused = |why| {
-        let name = String::from_utf8_lossy(name).into_owned();
-        Error::new(ErrorKind::Refused { name, role: "data file", why })
-    };
     if options.backing == FilePolicy::DenyAll {
-        return Err(refused("no other file may be named"));
+        return Err(refused(header, "no other file may be named"));
     }
     let path = data_file_path(name)?;
-    options.backing.check(&path, found.path.as_deref()).map_err(refused)?;
+    options.backing.check(&path, found.path.as_deref()).map_err(|why| refused(header, why))?;
     Ok(path)
+}
+
+/// That the image may not have the data file that it names.
+fn refused(header: &Header, why: &'static str) -> Error {
+    let name = String::from_utf8_lossy(header.data_file_name().unwrap_or_default()).into_owned();
+    Error::new(ErrorKind::Refused { name, role: "data file", why })
 }
 
 /// The path that the name of a data file means.

@@ -42,14 +42,15 @@ impl Engine {
             Kind::Raw => Engine::Raw(Arc::new(Raw::open(storage, writable)?)),
             Kind::Qcow2(header) => {
                 let data = data_options(layer, header, access, options)?;
-                let options = Qcow2Options { writable, cache_bytes, data };
+                let limits = options.limits.clone();
+                let options = Qcow2Options { writable, cache_bytes, limits, data };
                 let header = Header::clone(header);
                 Engine::Qcow2(Arc::new(Qcow2::open(storage, header, below, options)?))
             }
             Kind::Luks(found) => {
                 let header = found.apart.clone().map(|apart| apart as Arc<dyn Storage>);
                 let storages = LuksStorages { own: storage, header };
-                Engine::Luks(Arc::new(Luks::open(storages, options.passphrase.as_ref(), writable)?))
+                Engine::Luks(Arc::new(Luks::open(storages, (options.passphrase.as_ref(), &options.limits), writable)?))
             }
             Kind::Qcow1(header) => {
                 let passphrase = options.passphrase.as_ref();

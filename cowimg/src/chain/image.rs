@@ -353,8 +353,8 @@ impl Image {
         let found = &layer.found;
         let (storage, file) = (Arc::clone(&found.storage), found.file.clone());
         let (access, start) = (found.access, found.start);
-        let (path, passphrase) = (found.path.clone(), None);
-        let now = Found { path, storage, file, kind, access, start, passphrase };
+        let (path, passphrase, limits) = (found.path.clone(), None, found.limits.clone());
+        let now = Found { path, storage, file, kind, access, start, passphrase, limits };
         self.named(ImageInfo::read(&now))
     }
 
@@ -433,8 +433,8 @@ fn at_snapshot(top: Found, options: &OpenOptions) -> Result<Found> {
             return Err(named(Error::new(ErrorKind::SnapshotNotFound { wanted })));
         }
         Kind::Qcow2(header) => {
-            let header = Qcow2::header_at_snapshot(&*top.storage, header, (selector, options.snapshot_size))
-                .map_err(named)?;
+            let which = (selector, options.snapshot_size, &options.limits);
+            let header = Qcow2::header_at_snapshot(&*top.storage, header, which).map_err(named)?;
             Kind::Qcow2(Box::new(header))
         }
     };

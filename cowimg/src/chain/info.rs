@@ -15,6 +15,7 @@ use crate::format::qcow1;
 use crate::format::qcow2::{
     Autoclear, Compatible, CompressionType, CryptMethod, Header, Incompatible, Snapshot, Version,
 };
+use crate::limits::Limits;
 use crate::qcow2::{BitmapInfo, luks_place, read_bitmap_directory, read_snapshots};
 use crate::storage::Storage;
 
@@ -144,10 +145,10 @@ impl ImageInfo {
             dirty: header.is_some_and(|header| header.incompatible.contains(Incompatible::DIRTY)),
             encrypted: is_encrypted(&found.kind),
             snapshots: match header {
-                Some(header) => read_snapshots(storage, header)?.0,
+                Some(header) => read_snapshots(storage, header, &found.limits)?.0,
                 None => Vec::new(),
             },
-            qcow2: header.map(|header| Qcow2Info::of(storage, header)).transpose()?,
+            qcow2: header.map(|header| Qcow2Info::of(storage, header, &found.limits)).transpose()?,
             luks: match &found.kind {
                 Kind::Luks(luks) => Some(luks.header.clone()),
                 _ => None,
@@ -161,7 +162,7 @@ impl ImageInfo {
 }
 
 impl Qcow2Info {
-    fn of(storage: &dyn Storage, header: &Header) -> Result<Qcow2Info> {
+    fn of(storage: &dyn Storage, header: &Header, limits: &Limits) -> Result<Qcow2Info> {
         Ok(Qcow2Info {
             version: header.version,
             compression: header.compression,
@@ -171,7 +172,7 @@ impl Qcow2Info {
             extended_l2: header.incompatible.contains(Incompatible::EXTENDED_L2),
             data_file: header.data_file_name().map(|name| OsStr::from_bytes(name).to_os_string()),
             data_file_raw: header.autoclear.contains(Autoclear::DATA_FILE_RAW),
-            bitmaps: read_bitmap_directory(storage, header)?.iter().map(BitmapInfo::of).collect(),
+            bitmaps: read_bitmap_directory(storage, header, limits)?.iter().map(BitmapInfo::of).collect(),
             crypt_method: header.crypt_method,
             unknown_features: header.unknown_incompatible(),
             luks: read_luks_header(storage, header)?,

@@ -38,6 +38,6 @@ pub use file_use::LockMode;
 pub use image::{Image, Layer};
 pub use info::{BackingInfo, ImageInfo, Qcow2Info, inspect, inspect_chain};
 pub(crate) use look::Look;
-pub use options::{DEFAULT_CACHE_SIZE, DEFAULT_MAX_DEPTH, LayerChoice, OpenOptions};
+pub use options::{DEFAULT_CACHE_SIZE, LayerChoice, OpenOptions};
 pub use policy::FilePolicy;
 pub use staged::StagedImage;

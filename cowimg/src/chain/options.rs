@@ -8,15 +8,13 @@ use super::{CacheMode, FilePolicy, Image, LockMode};
 use crate::codec::crypt::Passphrase;
 use crate::error::Result;
 use crate::format::probe::Format;
+use crate::limits::Limits;
 use crate::qcow2::{SnapshotSelector, SnapshotSize};
 use crate::storage::{Access, Storage};
 
 /// Memory for L2 tables and refcount blocks of each layer, unless a caller says otherwise: enough for the tables of
 /// 200 GiB of data in clusters of 64 KiB.
 pub const DEFAULT_CACHE_SIZE: u64 = 32 << 20;
-
-/// The most layers that a chain may have, unless a caller says otherwise.
-pub const DEFAULT_MAX_DEPTH: usize = 256;
 
 /// A layer below an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +34,7 @@ pub struct OpenOptions {
     pub(super) backing: FilePolicy,
     pub(super) refuses_probed_raw: bool,
     pub(super) cache_size: u64,
-    pub(super) max_depth: usize,
+    pub(super) limits: Limits,
     pub(super) cache_mode: CacheMode,
     pub(super) lock: LockMode,
     pub(super) snapshot: Option<SnapshotSelector>,
@@ -77,7 +75,7 @@ impl Default for OpenOptions {
             backing: FilePolicy::default(),
             refuses_probed_raw: false,
             cache_size: DEFAULT_CACHE_SIZE,
-            max_depth: DEFAULT_MAX_DEPTH,
+            limits: Limits::default(),
             cache_mode: CacheMode::WriteBack,
             lock: LockMode::Auto,
             snapshot: None,
@@ -166,11 +164,17 @@ impl OpenOptions {
         self
     }
 
-    /// The most layers that the chain may have, the image itself included; [`DEFAULT_MAX_DEPTH`] is the default.
-    /// Reading through many layers takes stack space in proportion.
+    /// How much the image, and each of those below it, may ask for.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> OpenOptions {
+        self.limits = limits;
+        self
+    }
+
+    /// The most layers that the chain may have, the image itself included: [`Limits::chain_depth`] alone.
     #[must_use]
     pub fn max_depth(mut self, layers: usize) -> OpenOptions {
-        self.max_depth = layers;
+        self.limits = self.limits.chain_depth(layers);
         self
     }
 

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::luks::LuksHeader;
 use crate::format::probe::{self, Format, Probed};
 use crate::format::qcow2::Header;
+use crate::limits::Limits;
 use crate::luks::LuksPlace;
 use crate::qcow1;
 use crate::qcow2::Qcow2;
@@ -39,6 +40,8 @@ pub(super) struct Found {
     pub(super) start: u64,
     /// What opens it, if it is encrypted.
     pub(super) passphrase: Option<Passphrase>,
+    /// How much it may ask for.
+    pub(super) limits: Limits,
 }
 
 /// What a layer is.
@@ -165,6 +168,7 @@ impl Found {
             access: purpose.access(),
             start: options.raw_window.map_or(0, |window| window.offset),
             passphrase: options.passphrase.clone(),
+            limits: options.limits.clone(),
         })
     }
 
@@ -202,6 +206,7 @@ impl Found {
             access: purpose.access(),
             start: options.raw_window.map_or(0, |window| window.offset),
             passphrase: options.passphrase.clone(),
+            limits: options.limits.clone(),
         })
     }
 
@@ -213,7 +218,8 @@ impl Found {
     ) -> Result<Found> {
         let kind = Kind::read(stated_or_probed(&*storage, options)?, &*storage)?;
         let passphrase = options.passphrase.clone();
-        Ok(Found { path: None, storage, file: None, kind, access, start: 0, passphrase })
+        let limits = options.limits.clone();
+        Ok(Found { path: None, storage, file: None, kind, access, start: 0, passphrase, limits })
     }
 
     /// Name and stated format of the backing file, if there is one.
@@ -306,8 +312,8 @@ pub(super) fn walk(top: Found, options: &OpenOptions, purpose: Purpose) -> Resul
     let mut descent = Descent { options, stand_in: Some(options), purpose: purpose.below(), choice };
     while let Some(above) = layers.last() {
         let Some(next) = descent.open_below(above)? else { break };
-        if layers.len() >= options.max_depth {
-            let deep = Error::new(ErrorKind::ChainTooDeep { limit: options.max_depth });
+        if layers.len() >= options.limits.layers() {
+            let deep = Error::new(ErrorKind::ChainTooDeep { limit: options.limits.layers() });
             return Err(with_path(deep, layers.first()));
         }
         if let Place::File { file, .. } = &next.place {
@@ -393,9 +399,10 @@ impl Descent<'_> {
         let format = stated_format(format).map_err(context)?;
         let options = OpenOptions { format, raw_window: None, luks_header: None, ..self.options.clone() };
         let purpose = self.purpose_of(Some(&path), above);
-        // Opened first, checked second: what is checked is then known to exist. Nothing has been read from it.
-        let file = open_file(&path, &options, purpose).map_err(context)?;
         options.backing.check(&path, above.path.as_deref()).map_err(refused)?;
+        let file = open_file(&path, &options, purpose).map_err(context)?;
+        // Nothing has been read from it before this.
+        options.backing.check_opened(&file, &path, above.path.as_deref()).map_err(refused)?;
         Ok(Some(Below { place: Place::File { path, file }, options, purpose }))
     }
 

@@ -10,6 +10,7 @@ use crate::codec::crypt::Passphrase;
 use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::limits::Limits;
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::raw::Raw;
@@ -48,11 +49,11 @@ impl Luks {
     /// Opens the image in `storages`, to be written only if `writable`.
     pub(crate) fn open(
         storages: LuksStorages,
-        passphrase: Option<&Passphrase>,
+        (passphrase, limits): (Option<&Passphrase>, &Limits),
         writable: bool,
     ) -> Result<Luks> {
         let passphrase = passphrase.ok_or_else(|| Error::new(ErrorKind::PassphraseNeeded))?.clone();
-        let (volume, key) = storages.header_place().unlock(&passphrase)?;
+        let (volume, key) = storages.header_place().unlock_within(&passphrase, limits)?;
         let start = volume.header().payload_start();
         let disk = EncryptedStorage::new(Arc::clone(&storages.own), volume.cipher(&key)?, start);
         Ok(Luks { raw: Raw::open(Arc::new(disk), writable)?, storages, passphrase, writable })

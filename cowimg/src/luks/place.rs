@@ -7,6 +7,7 @@ use crate::codec::crypt::{CryptError, Passphrase};
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::luks::{KeySlot, LuksHeader, SECTOR_SIZE};
+use crate::limits::Limits;
 use crate::storage::{Storage, StorageExt};
 
 /// The bytes of `storage` from `start` on, which are those of a LUKS volume.
@@ -41,6 +42,16 @@ impl<'a> LuksPlace<'a> {
             return Err(Corruption::LuksHeader(why.to_owned()).into());
         }
         Ok(Volume::new(header)?)
+    }
+
+    /// The same, unless its keys take longer than `limits` allow.
+    pub(crate) fn unlock_within(self, passphrase: &Passphrase, limits: &Limits) -> Result<(Volume, VolumeKey)> {
+        let volume = self.read()?;
+        let header = volume.header();
+        let slots = header.slots.iter().filter(|slot| slot.active).map(|slot| u64::from(slot.iterations));
+        limits.check_iterations("opening its key slots", slots.sum())?;
+        limits.check_iterations("the digest of its key", header.digest_iterations.into())?;
+        self.unlock(passphrase)
     }
 
     /// The volume that is there, and the key of its data.

@@ -51,7 +51,12 @@ impl Qcow1 {
     /// Where the byte at `guest` is, and the end of what one entry says.
     fn piece_at(&self, guest: u64) -> Result<(Source, u64)> {
         let header = &self.header;
-        let l2_table = self.table_word(header.l1_entry(guest))?;
+        let l1_entry = header.l1_entry(guest);
+        if l1_entry >= self.file_len {
+            // The file ends before its table does: nothing is said of the rest of the disk, however large it claims to be.
+            return Ok((Source::Below, header.size));
+        }
+        let l2_table = self.table_word(l1_entry)?;
         if l2_table == 0 {
             return Ok((Source::Below, end_of_unit(guest, header.l2_coverage())));
         }

@@ -152,3 +152,18 @@ proptest! {
         }
     }
 }
+
+/// A disk that claims to be exabytes long, in a file that ends before its L1 table begins: one look tells all of it. An entry
+/// at a time, its map took a quarter of a billion looks.
+#[test]
+fn a_table_past_the_end_of_the_file_is_one_hole() {
+    let mut bytes = image();
+    let size = 1 << 50;
+    put(&mut bytes, 24, size);
+    bytes[32..34].copy_from_slice(&[16, 13]);
+    put(&mut bytes, 40, 1 << 20);
+    let disk = open(&bytes).unwrap();
+    let extent = disk.extent_at(4096, u64::MAX).unwrap();
+    assert_eq!((extent.kind, extent.range.start(), extent.range.end()), (ExtentKind::Unallocated, 4096, size));
+    assert_eq!(read(&disk, size - 700, 700).unwrap(), [0; 700]);
+}

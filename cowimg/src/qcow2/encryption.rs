@@ -7,6 +7,7 @@ use crate::codec::crypt::{Passphrase, SectorCipher};
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{CryptMethod, Header};
+use crate::limits::Limits;
 use crate::luks::{KeyLoss, KeySlotChange, LuksPlace, PlannedKeys};
 use crate::storage::Storage;
 
@@ -14,7 +15,7 @@ use crate::storage::Storage;
 pub(crate) fn unlock(
     storage: &dyn Storage,
     header: &Header,
-    passphrase: Option<&Passphrase>,
+    (passphrase, limits): (Option<&Passphrase>, &Limits),
 ) -> Result<Option<DataCipher>> {
     if header.crypt_method == CryptMethod::None {
         return Ok(None);
@@ -22,7 +23,7 @@ pub(crate) fn unlock(
     let passphrase = passphrase.ok_or_else(|| Error::new(ErrorKind::PassphraseNeeded))?;
     match header.crypt_method {
         CryptMethod::Luks => {
-            let (volume, key) = luks_place(storage, header)?.unlock(passphrase)?;
+            let (volume, key) = luks_place(storage, header)?.unlock_within(passphrase, limits)?;
             Ok(Some(DataCipher { cipher: volume.cipher(&key)?, numbering: Numbering::Host }))
         }
         CryptMethod::Aes => {

@@ -93,6 +93,7 @@ use crate::disk::{Disk, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::qcow2::{CompressionType, Geometry, Header, Version};
+use crate::limits::Limits;
 use crate::range::ByteRange;
 use crate::storage::Storage;
 use bitmaps::Bitmaps;
@@ -142,6 +143,8 @@ pub(crate) struct Qcow2 {
     /// Length of the file when it was last looked at; it only grows.
     known_len: AtomicU64,
     decompressed: Mutex<DecompressedCluster>,
+    /// How much the image may ask for.
+    limits: Limits,
     /// Whether the file looks preallocated, so that its holes say which data clusters read as zeroes.
     preallocated: OnceLock<bool>,
 }

@@ -21,6 +21,7 @@ use crate::corruption::Corruption;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{CryptMethod, Geometry, Header, HeaderError, HostOffset, Incompatible, L1Entry};
+use crate::limits::Limits;
 use crate::storage::{Storage, StorageExt};
 
 /// How an image is opened.
@@ -30,6 +31,8 @@ pub(crate) struct Qcow2Options {
     pub(crate) writable: bool,
     /// Bytes of metadata that are kept in memory: L2 tables in four fifths, refcount blocks in the rest.
     pub(crate) cache_bytes: u64,
+    /// How much the image may ask for.
+    pub(crate) limits: Limits,
     /// Where the guest's data is. Whoever opens an image with a data file, or an encrypted one, says so here.
     pub(crate) data: DataOptions,
 }
@@ -82,6 +85,7 @@ impl Qcow2 {
         options: Qcow2Options,
     ) -> Result<Qcow2> {
         refuse_unsupported(&header, &options.data)?;
+        check_limits(&header, &options.limits)?;
         let data = GuestData::new(&storage, options.data);
         let mode = if options.writable { Mode::ReadWrite } else { Mode::ReadOnly };
         let header = match mode {
@@ -99,11 +103,11 @@ impl Qcow2 {
             Mode::ReadWrite => {
                 let map = map_metadata(&l1, &meta, geometry, &*storage)?;
                 map_key_material(&map, &header, &*storage)?;
-                map_snapshots(&map, &header, &*storage)?;
+                map_snapshots(&map, (&header, &options.limits), &*storage)?;
                 map
             }
         };
-        let bitmaps = Bitmaps::open(&*storage, &header, options.writable.then_some(&metadata_map))?;
+        let bitmaps = Bitmaps::open(&*storage, (&header, &options.limits), options.writable.then_some(&metadata_map))?;
         let slice_bytes = geometry.cluster_size().min(MAX_SLICE_BYTES);
         Ok(Qcow2 {
             data,
@@ -127,6 +131,7 @@ impl Qcow2 {
             prepared_for_change: AtomicBool::new(false),
             known_len: AtomicU64::new(0),
             decompressed: Mutex::new(DecompressedCluster::default()),
+            limits: options.limits,
             preallocated: OnceLock::new(),
             storage,
         })
@@ -197,9 +202,13 @@ fn map_key_material(map: &MetadataMap, header: &Header, storage: &dyn Storage) -
 }
 
 /// Marks the tables of snapshots. One that lies past the end of the file is lost already, and so nothing to protect.
-fn map_snapshots(map: &MetadataMap, header: &Header, storage: &dyn Storage) -> Result<()> {
+fn map_snapshots(
+    map: &MetadataMap,
+    (header, limits): (&Header, &Limits),
+    storage: &dyn Storage,
+) -> Result<()> {
     let geometry = header.geometry();
-    let (snapshots, table_len) = read_snapshots(storage, header)?;
+    let (snapshots, table_len) = read_snapshots(storage, header, limits)?;
     let file_len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
     let mark = |host: HostOffset, bytes: u64| {
         let end = host.get().saturating_add(bytes).min(file_len);
@@ -225,6 +234,15 @@ fn map_snapshots(map: &MetadataMap, header: &Header, storage: &dyn Storage) -> R
         }
     }
     Ok(())
+}
+
+/// Refuses an image that asks for more than it may. What is not in the header is judged when it is read.
+fn check_limits(header: &Header, limits: &Limits) -> Result<()> {
+    let geometry = header.geometry();
+    limits.check_table("the L1 table", u64::from(header.l1_entries) * 8)?;
+    let refcounts = u64::from(header.refcount_table_clusters).saturating_mul(geometry.cluster_size());
+    limits.check_table("the refcount table", refcounts)?;
+    limits.check_snapshots(header.snapshot_count)
 }
 
 /// What this version cannot read without mistaking it for something else.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{Header, Snapshot};
+use crate::limits::Limits;
 use crate::storage::{Storage, StorageExt};
 
 /// The most bytes that the table may have; QEMU's limit.
@@ -79,14 +80,20 @@ impl std::fmt::Display for SnapshotSelector {
 }
 
 /// The snapshots that `header` tells of, and the bytes that their table takes. The table states no length, so that it is
-/// read in growing pieces until it decodes.
-pub(crate) fn read_snapshots(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
+/// read in growing pieces until it decodes, or as much as `limits` allow.
+pub(crate) fn read_snapshots(
+    storage: &dyn Storage,
+    header: &Header,
+    limits: &Limits,
+) -> Result<(Vec<Snapshot>, u64)> {
     if header.snapshot_count == 0 {
         return Ok((Vec::new(), 0));
     }
+    limits.check_snapshots(header.snapshot_count)?;
     let io = |error| Error::io("read the snapshot table", error);
     let offset = header.snapshot_table.get();
-    let available = storage.len().map_err(io)?.saturating_sub(offset).min(MAX_TABLE_BYTES);
+    let there = storage.len().map_err(io)?.saturating_sub(offset).min(MAX_TABLE_BYTES);
+    let available = there.min(limits.table_bytes());
     let mut len = available.min(FIRST_PIECE);
     loop {
         let mut bytes = vec![0; len as usize];
@@ -94,7 +101,13 @@ pub(crate) fn read_snapshots(storage: &dyn Storage, header: &Header) -> Result<(
         match Snapshot::decode_table(&bytes, header.snapshot_count) {
             Ok((snapshots, used)) => return Ok((snapshots, used as u64)),
             Err(_) if len < available => len = available.min(len.saturating_mul(8)),
-            Err(error) => return Err(Corruption::SnapshotTable(error.to_string()).into()),
+            Err(error) => {
+                if available < there {
+                    // Longer than may be looked at, however it goes on.
+                    limits.check_table("the snapshot table", available + 1)?;
+                }
+                return Err(Corruption::SnapshotTable(error.to_string()).into());
+            }
         }
     }
 }

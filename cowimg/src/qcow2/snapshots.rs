@@ -26,6 +26,7 @@ use crate::format::qcow2::{
     Allocated, Geometry, GuestCluster, Header, HostCluster, HostOffset, L1Entry, L2Entry, RawL2Entry,
     Snapshot, SnapshotExtra, Version,
 };
+use crate::limits::Limits;
 use crate::range::ByteRange;
 use crate::storage::{Storage, StorageExt};
 
@@ -69,7 +70,7 @@ impl Qcow2 {
     /// The snapshots, in the order of the table.
     pub(crate) fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let _one_at_a_time = self.lock_commit();
-        Ok(read_snapshots(&*self.storage, &self.header())?.0)
+        Ok(read_snapshots(&*self.storage, &self.header(), &self.limits)?.0)
     }
 
     /// A snapshot shares clusters, which a data file cannot.
@@ -166,9 +167,9 @@ impl Qcow2 {
     pub(crate) fn header_at_snapshot(
         storage: &dyn Storage,
         header: &Header,
-        (selector, size): (&SnapshotSelector, SnapshotSize),
+        (selector, size, limits): (&SnapshotSelector, SnapshotSize, &Limits),
     ) -> Result<Header> {
-        let (snapshots, _) = read_snapshots(storage, header)?;
+        let (snapshots, _) = read_snapshots(storage, header, limits)?;
         let snapshot = &snapshots[selector.find_in(&snapshots)?];
         let geometry = header.geometry();
         let damaged = |why: String| Error::from(Corruption::SnapshotTable(why));
@@ -217,7 +218,7 @@ impl Qcow2 {
 
     pub(super) fn present(&self) -> Result<Present> {
         let header = self.header();
-        let (snapshots, table_len) = read_snapshots(&*self.storage, &header)?;
+        let (snapshots, table_len) = read_snapshots(&*self.storage, &header, &self.limits)?;
         Ok(Present { header, snapshots, table_len })
     }
 

@@ -13,6 +13,7 @@ use super::{Bitmap, Bitmaps, MAX_RECORDED, Standing};
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{BitmapEntry, BitmapTableEntry, Geometry, Header, HostOffset, TABLE_ENTRY_SIZE};
+use crate::limits::Limits;
 use crate::qcow2::metadata_map::MetadataMap;
 use crate::storage::{Storage, StorageExt};
 
@@ -20,8 +21,14 @@ use crate::storage::{Storage, StorageExt};
 pub(super) const MAX_TABLES: u64 = 64 << 20;
 
 /// The directory's entries, as far as they can be decoded.
-pub(crate) fn read_directory(storage: &dyn Storage, header: &Header) -> Result<Vec<BitmapEntry>> {
+pub(crate) fn read_directory(
+    storage: &dyn Storage,
+    header: &Header,
+    limits: &Limits,
+) -> Result<Vec<BitmapEntry>> {
     let Some(extension) = header.bitmaps() else { return Ok(Vec::new()) };
+    limits.check_bitmaps(extension.count)?;
+    limits.check_table("the bitmap directory", extension.directory_size)?;
     let len = storage.len().map_err(|error| Error::io("read the length of the file", error))?;
     let host = extension.directory.get();
     if host.saturating_add(extension.directory_size) > len {
@@ -38,11 +45,11 @@ impl Bitmaps {
     /// bitmaps have is marked there.
     pub(in crate::qcow2) fn open(
         storage: &dyn Storage,
-        header: &Header,
+        (header, limits): (&Header, &Limits),
         map: Option<&MetadataMap>,
     ) -> Result<Bitmaps> {
         let state = match map {
-            Some(_) => State::read(storage, header, map)?,
+            Some(_) => State::read(storage, (header, limits), map)?,
             None => State::empty(),
         };
         let recording = AtomicBool::new(state.list.iter().any(Bitmap::records));
@@ -63,10 +70,14 @@ impl State {
         }
     }
 
-    pub(super) fn read(storage: &dyn Storage, header: &Header, map: Option<&MetadataMap>) -> Result<State> {
+    pub(super) fn read(
+        storage: &dyn Storage,
+        (header, limits): (&Header, &Limits),
+        map: Option<&MetadataMap>,
+    ) -> Result<State> {
         let mut state = State { loaded: true, ..State::empty() };
         let Some(extension) = header.bitmaps() else { return Ok(state) };
-        let entries = read_directory(storage, header)?;
+        let entries = read_directory(storage, header, limits)?;
         state.directory = Some((extension.directory, extension.directory_size));
         let mut flags_at = extension.directory.get() + BitmapEntry::FLAGS_OFFSET;
         for entry in entries {
@@ -76,7 +87,7 @@ impl State {
         }
         if let Some(map) = map {
             check_directory(&state, flags_at - BitmapEntry::FLAGS_OFFSET)?;
-            mark_clusters(&mut state, storage, &header.geometry(), map)?;
+            mark_clusters(&mut state, storage, (&header.geometry(), limits), map)?;
         }
         Ok(state)
     }
@@ -169,7 +180,12 @@ pub(super) fn read_table(
 }
 
 /// Reads the tables, and marks what the bitmaps have.
-fn mark_clusters(state: &mut State, storage: &dyn Storage, g: &Geometry, map: &MetadataMap) -> Result<()> {
+fn mark_clusters(
+    state: &mut State,
+    storage: &dyn Storage,
+    (g, limits): (&Geometry, &Limits),
+    map: &MetadataMap,
+) -> Result<()> {
     if state.directory.is_some_and(|(offset, size)| !claim(map, g, offset, size)) {
         let why = "the bitmap directory lies where another table is".to_owned();
         return Err(Corruption::BitmapDirectory(why).into());
@@ -178,13 +194,14 @@ fn mark_clusters(state: &mut State, storage: &dyn Storage, g: &Geometry, map: &M
         let bytes = u64::from(bitmap.entry.table_entries) * g.cluster_size();
         bitmap.entry.table_problem(g).is_none() && bytes <= BitmapEntry::MAX_BYTES
     };
-    let mut left = MAX_TABLES;
+    let (what, mut taken) = ("the tables of the image's bitmaps", 0);
     for bitmap in state.list.iter_mut().filter(readable) {
         let bytes = u64::from(bitmap.entry.table_entries) * TABLE_ENTRY_SIZE;
-        left = left.checked_sub(bytes).ok_or_else(|| {
-            let (what, limit) = ("the tables of the image's bitmaps", MAX_TABLES);
-            Error::new(ErrorKind::LimitExceeded { what, bytes: limit - left + bytes, limit })
-        })?;
+        taken += bytes;
+        limits.check_table(what, taken)?;
+        if taken > MAX_TABLES {
+            return Err(Error::new(ErrorKind::LimitExceeded { what, bytes: taken, limit: MAX_TABLES }));
+        }
         match read_table(storage, &bitmap.entry, g) {
             Ok(table) => {
                 bitmap.owns_clusters = claim_all(map, g, (bitmap.entry.table, bytes), &table);

@@ -211,7 +211,7 @@ impl Qcow2 {
     fn loaded_bitmaps(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock_bitmaps();
         if !state.loaded {
-            let loaded = State::read(&*self.storage, &self.header(), None)?;
+            let loaded = State::read(&*self.storage, (&self.header(), &self.limits), None)?;
             *state = loaded;
         }
         Ok(state)

@@ -1,0 +1,16 @@
+//! See the module of this name. Inputs are headers of which a few fields were changed.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use cowimg_fuzz::{mutation, targets, templates};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+
+static FIELDS: LazyLock<Vec<(usize, usize)>> = LazyLock::new(mutation::luks_fields);
+
+fuzz_target!(|bytes: &[u8]| targets::luks::run(bytes));
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let plain = |data: &mut [u8], size| fuzzer_mutate(data, size, max_size);
+    mutation::change_fields(&mut data[..max_size], size, seed, (&templates::luks()[..600], &FIELDS, &plain))
+});
