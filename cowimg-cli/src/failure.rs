@@ -183,6 +183,9 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::RawNotStated => {
             Some("If it is the raw disk that it should be, say so: -f raw (for a backing file -F raw)".to_owned())
         }
+        ErrorKind::OverLimit { name: "key_iterations", .. } => {
+            Some("Leave --untrusted away to open it, however long that takes".to_owned())
+        }
         ErrorKind::MarkedCorrupt { .. } => Some(
             "`cowimg check` lists what is wrong with an image, `cowimg check -r all` repairs what can be, on a copy best"
                 .to_owned(),

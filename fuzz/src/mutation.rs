@@ -164,14 +164,16 @@ fn new_value(image: &[u8], (field, other): (Field, Field), cluster: u64, dice: &
         1 => old.wrapping_add(1),
         2 => old.wrapping_sub(1),
         3 => old ^ 1 << dice.roll(field.width as u64 * 8),
-        4 if field.width == 8 => dice.roll(clusters) * cluster | flags,
-        5 if field.width == 8 => (clusters + dice.roll(8)) * cluster | flags,
+        4 if field.width == 8 => (dice.roll(clusters) * cluster) | flags,
+        5 if field.width == 8 => ((clusters + dice.roll(8)) * cluster) | flags,
         6 if field.width == 8 => dice.roll(u64::MAX) >> dice.roll(64),
         4 | 5 => dice.roll(64),
         7 => value_of(other),
         8 => dice.pick(&[u64::MAX, 1 << 63, i64::MAX as u64, 1 << 31, u64::from(u32::MAX), 1 << 56, 1 << 40]),
         // A compressed cluster is said to have any number of sectors.
-        9 if field.width == 8 => 1 << 62 | dice.roll(1 << 16) << dice.roll(46) | dice.roll(image.len() as u64),
+        9 if field.width == 8 => {
+            1 << 62 | dice.roll(1 << 16) << dice.roll(46) | dice.roll(image.len() as u64)
+        }
         10 => old ^ (old & old.wrapping_neg()),
         _ => dice.roll(256),
     }

@@ -8,9 +8,7 @@ use cowimg::encryption::{CipherAlgorithm, CipherMode, LuksOptions, Passphrase};
 use cowimg::format::qcow2::layout::{FreshEncryption, FreshParams, LazyRefcounts, Preallocation, plan};
 use cowimg::format::qcow2::{CompressionType, Geometry, Version};
 use cowimg::storage::{MemoryStorage, Storage, StorageExt};
-use cowimg::{
-    Access, ByteRange, CreateOptions, Format, Image, NewBitmap, NewSnapshot, Result, ZeroMode,
-};
+use cowimg::{Access, ByteRange, CreateOptions, Format, Image, NewBitmap, NewSnapshot, Result, ZeroMode};
 
 /// What opens the encrypted ones.
 pub const PASSPHRASE: &[u8] = b"open-sesame";
@@ -130,7 +128,8 @@ pub fn qcow1() -> &'static [u8] {
         let mut bytes = vec![0; 2560];
         bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x01");
         let packed = [0x63, 0xa0, 0x0c, 0, 0];
-        let words = [(24, 100_000), (40, 48), (48, 512), (512, 1024), (520, 1536), (528, 1 << 63 | 5 << 54 | 2048)];
+        let words =
+            [(24, 100_000), (40, 48), (48, 512), (512, 1024), (520, 1536), (528, 1 << 63 | 5 << 54 | 2048)];
         for (at, word) in words {
             bytes[at..at + 8].copy_from_slice(&u64::to_be_bytes(word));
         }

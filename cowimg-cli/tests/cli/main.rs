@@ -19,6 +19,7 @@ mod full_disk;
 mod info;
 mod interrupted;
 mod killed;
+mod known_attacks;
 mod locks;
 mod map;
 mod repair;

@@ -50,7 +50,11 @@ impl Engine {
             Kind::Luks(found) => {
                 let header = found.apart.clone().map(|apart| apart as Arc<dyn Storage>);
                 let storages = LuksStorages { own: storage, header };
-                Engine::Luks(Arc::new(Luks::open(storages, (options.passphrase.as_ref(), &options.limits), writable)?))
+                Engine::Luks(Arc::new(Luks::open(
+                    storages,
+                    (options.passphrase.as_ref(), &options.limits),
+                    writable,
+                )?))
             }
             Kind::Qcow1(header) => {
                 let passphrase = options.passphrase.as_ref();

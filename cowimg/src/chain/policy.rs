@@ -58,7 +58,8 @@ impl FilePolicy {
                 }
             }
             FilePolicy::AllowList(allowed) => {
-                let is_listed = |entry: &PathBuf| file.is_some() && entry.canonicalize().ok().as_deref() == file;
+                let is_listed =
+                    |entry: &PathBuf| file.is_some() && entry.canonicalize().ok().as_deref() == file;
                 if allowed.iter().any(is_listed) {
                     Ok(())
                 } else {
@@ -116,10 +117,24 @@ mod tests {
         let secret = folder.path().join("secret");
         let secret = secret.to_str().unwrap();
         // Nor is it told whether there is such a file.
-        for refused in [secret, "../secret", "../absent", "link", "up/secret", "up/absent", "dangling", "/etc/passwd", "/proc/self/fd/0", "/no/such/folder/x"] {
+        for refused in [
+            secret,
+            "../secret",
+            "../absent",
+            "link",
+            "up/secret",
+            "up/absent",
+            "dangling",
+            "/etc/passwd",
+            "/proc/self/fd/0",
+            "/no/such/folder/x",
+        ] {
             assert!(check(refused).is_err(), "{refused}");
         }
-        assert!(FilePolicy::SameFolder.check(&images.join("base"), None).is_err(), "no folder, no file in it");
+        assert!(
+            FilePolicy::SameFolder.check(&images.join("base"), None).is_err(),
+            "no folder, no file in it"
+        );
     }
 
     #[test]

@@ -45,7 +45,11 @@ impl<'a> LuksPlace<'a> {
     }
 
     /// The same, unless its keys take longer than `limits` allow.
-    pub(crate) fn unlock_within(self, passphrase: &Passphrase, limits: &Limits) -> Result<(Volume, VolumeKey)> {
+    pub(crate) fn unlock_within(
+        self,
+        passphrase: &Passphrase,
+        limits: &Limits,
+    ) -> Result<(Volume, VolumeKey)> {
         let volume = self.read()?;
         let header = volume.header();
         let slots = header.slots.iter().filter(|slot| slot.active).map(|slot| u64::from(slot.iterations));

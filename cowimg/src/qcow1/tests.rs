@@ -164,6 +164,9 @@ fn a_table_past_the_end_of_the_file_is_one_hole() {
     put(&mut bytes, 40, 1 << 20);
     let disk = open(&bytes).unwrap();
     let extent = disk.extent_at(4096, u64::MAX).unwrap();
-    assert_eq!((extent.kind, extent.range.start(), extent.range.end()), (ExtentKind::Unallocated, 4096, size));
+    assert_eq!(
+        (extent.kind, extent.range.start(), extent.range.end()),
+        (ExtentKind::Unallocated, 4096, size)
+    );
     assert_eq!(read(&disk, size - 700, 700).unwrap(), [0; 700]);
 }

@@ -107,7 +107,8 @@ impl Qcow2 {
                 map
             }
         };
-        let bitmaps = Bitmaps::open(&*storage, (&header, &options.limits), options.writable.then_some(&metadata_map))?;
+        let bitmaps =
+            Bitmaps::open(&*storage, (&header, &options.limits), options.writable.then_some(&metadata_map))?;
         let slice_bytes = geometry.cluster_size().min(MAX_SLICE_BYTES);
         Ok(Qcow2 {
             data,

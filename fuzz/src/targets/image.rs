@@ -221,9 +221,8 @@ impl Session<'_> {
         }
         self.image.apply_snapshot(&selector)?;
         let kept = self.model.take().map(|model| model.snapshots);
-        self.model = kept.and_then(|snapshots| {
-            Model::read(&self.image, true).map(|model| Model { snapshots, ..model })
-        });
+        self.model = kept
+            .and_then(|snapshots| Model::read(&self.image, true).map(|model| Model { snapshots, ..model }));
         Ok(())
     }
 

@@ -30,7 +30,10 @@ fn read_all(image: &Image) {
         let len = extent.range.len().min(BYTES as u64) as usize;
         let _ = image.read_at(&mut buffer[..len], extent.range.start());
     }
-    assert!(image.read_at(&mut buffer[..1], image.size()).is_err(), "there is nothing past the end of the disk");
+    assert!(
+        image.read_at(&mut buffer[..1], image.size()).is_err(),
+        "there is nothing past the end of the disk"
+    );
 }
 
 /// The first bytes of a storage.

@@ -18,7 +18,7 @@ pub fn run(bytes: &[u8]) {
     for raw in bytes.as_chunks::<8>().0 {
         match ClusterEntry::decode(u64::from_be_bytes(*raw), &header) {
             Ok(ClusterEntry::Compressed { len, .. }) => assert!(len < header.cluster_size()),
-            Ok(ClusterEntry::Data { host }) => assert!(host % 512 == 0 && host <= i64::MAX as u64),
+            Ok(ClusterEntry::Data { host }) => assert!(host % 512 == 0 && i64::try_from(host).is_ok()),
             Ok(ClusterEntry::Absent) | Err(_) => {}
         }
     }
