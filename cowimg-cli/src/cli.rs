@@ -38,7 +38,7 @@ const QEMU_IMG: &str = "10.0.2";
     disable_help_subcommand = true,
     max_term_width = 100
 )]
-struct CommandLine {
+struct General {
     /// Accepted for scripts: there is nothing here that could be traced
     #[arg(short = 'T', long, value_name = "SPEC")]
     trace: Option<String>,
@@ -47,34 +47,51 @@ struct CommandLine {
     /// is stated
     #[arg(long, global = true, help_heading = OURS)]
     untrusted: bool,
-
-    #[command(subcommand)]
-    command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    Amend(amend::Args),
-    Bitmap(bitmap::Args),
-    Create(create::Args),
-    Info(info::Args),
-    Check(check::Args),
-    Compare(compare::Args),
-    Measure(measure::Args),
-    Dd(dd::Args),
-    Bench(bench::Args),
-    Map(map::Args),
-    Convert(convert::Args),
-    Commit(commit::Args),
-    Rebase(rebase::Args),
-    Resize(resize::Args),
-    Snapshot(snapshot::Args),
-    Read(read::Args),
-    Write(write::Args),
-    Zero(zero::Args),
-    Discard(discard::Args),
-    Completions(completions::Args),
-    Man(man::Args),
+/// The commands, in the order of the help: the kind of the parsed arguments, and the module that has them.
+macro_rules! commands {
+    ($($command:ident $module:ident),+ $(,)?) => {
+        #[derive(Debug, Subcommand)]
+        enum Command {
+            $($command($module::Args),)+
+        }
+
+        /// `general` with the command of this name and no other, which takes a fraction of the time that all take.
+        fn with_one(general: clap::Command, name: &str) -> Option<clap::Command> {
+            match name {
+                $(stringify!($module) => {
+                    let command = clap::Command::new(stringify!($module));
+                    Some(general.subcommand(<$module::Args as clap::Args>::augment_args(command)))
+                })+
+                _ => None,
+            }
+        }
+    };
+}
+
+commands! {
+    Amend amend,
+    Bitmap bitmap,
+    Create create,
+    Info info,
+    Check check,
+    Compare compare,
+    Measure measure,
+    Dd dd,
+    Bench bench,
+    Map map,
+    Convert convert,
+    Commit commit,
+    Rebase rebase,
+    Resize resize,
+    Snapshot snapshot,
+    Read read,
+    Write write,
+    Zero zero,
+    Discard discard,
+    Completions completions,
+    Man man,
 }
 
 /// The commands that qemu-img does not have.
@@ -82,10 +99,7 @@ const OUR_COMMANDS: [&str; 6] = ["read", "write", "zero", "discard", "completion
 
 /// Parses a command line, the program's name first, and runs the command.
 pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
-    let parsed = grammar(console.manner)
-        .try_get_matches_from(mark_negative_sizes(arguments))
-        .and_then(|matches| CommandLine::from_arg_matches(&matches));
-    let CommandLine { trace, untrusted, command } = match parsed {
+    let (General { trace, untrusted }, command) = match parse(arguments, console.manner) {
         Ok(line) => line,
         Err(error) => return explain(&error, arguments, console),
     };
@@ -114,8 +128,23 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Write(args) => write::run(&args, console),
         Command::Zero(args) => zero::run(&args, console),
         Command::Discard(args) => discard::run(&args, console),
-        Command::Completions(args) => completions::run(&args, CommandLine::command(), console),
-        Command::Man(args) => man::run(&args, CommandLine::command(), console),
+        Command::Completions(args) => completions::run(&args, grammar(Manner::Cowimg), console),
+        Command::Man(args) => man::run(&args, grammar(Manner::Cowimg), console),
+    }
+}
+
+/// What a line says. The grammar of the one command that it names is enough for a line that makes sense; whatever is
+/// to be said of another is said by the whole.
+fn parse(arguments: &[OsString], manner: Manner) -> Result<(General, Command), clap::Error> {
+    let words = mark_negative_sizes(arguments);
+    let read = |mut grammar: clap::Command| {
+        let matches = grammar.try_get_matches_from_mut(&words)?;
+        Ok((General::from_arg_matches(&matches)?, Command::from_arg_matches(&matches)?))
+    };
+    let named = arguments.get(1).and_then(|name| name.to_str());
+    match named.and_then(|name| grammar_of_one(manner, name)).map(read) {
+        Some(Ok(line)) => Ok(line),
+        _ => read(grammar(manner)),
     }
 }
 
@@ -131,10 +160,22 @@ fn check_trace(spec: &str) -> Result<(), Failure> {
 
 /// The grammar of the command line in this manner.
 fn grammar(manner: Manner) -> clap::Command {
-    let grammar = CommandLine::command();
-    if manner == Manner::Cowimg {
-        return grammar;
+    let grammar = Command::augment_subcommands(General::command());
+    if manner == Manner::Cowimg { grammar } else { strict_grammar(grammar) }
+}
+
+/// The same with one command, if it is one that qemu-img has, too.
+fn grammar_of_one(manner: Manner, name: &str) -> Option<clap::Command> {
+    let grammar = with_one(General::command(), name)?;
+    match manner {
+        Manner::Cowimg => Some(grammar),
+        Manner::QemuImg if OUR_COMMANDS.contains(&name) => None,
+        Manner::QemuImg => Some(strict_grammar(grammar)),
     }
+}
+
+/// A grammar as the strict manner has it.
+fn strict_grammar(grammar: clap::Command) -> clap::Command {
     let version = format!("version {QEMU_IMG} (cowimg {})", env!("CARGO_PKG_VERSION"));
     let names: Vec<String> = grammar.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     let mut strict = grammar.mut_args(strict_argument).name("qemu-img").bin_name("qemu-img").version(version);
@@ -210,6 +251,24 @@ mod tests {
     fn the_grammar_contradicts_itself_nowhere() {
         grammar(Manner::Cowimg).debug_assert();
         grammar(Manner::QemuImg).debug_assert();
+    }
+
+    #[test]
+    fn a_command_alone_is_the_same_as_among_all() {
+        for manner in [Manner::Cowimg, Manner::QemuImg] {
+            let mut all = grammar(manner);
+            all.build();
+            let names = all.get_subcommands().filter(|command| !command.is_hide_set());
+            for name in names.map(clap::Command::get_name) {
+                let mut one = grammar_of_one(manner, name).expect("a command of this name");
+                one.build();
+                let [one, among_all] = [&one, &all].map(|grammar| {
+                    let mut command = grammar.find_subcommand(name).cloned().expect("it has been added");
+                    (command.render_long_help().to_string(), format!("{command:?}"))
+                });
+                assert_eq!(one, among_all);
+            }
+        }
     }
 
     #[test]
