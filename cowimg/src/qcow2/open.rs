@@ -37,10 +37,21 @@ pub(crate) struct Qcow2Options {
     pub(crate) data: DataOptions,
 }
 
+/// Bytes that are read first of an image; all that is in the header nearly always.
+const FIRST_LOOK: usize = 4096;
+
 impl Qcow2 {
     /// Reads and validates the header at the start of `storage`.
     pub(crate) fn read_header(storage: &dyn Storage) -> Result<Header> {
-        Self::decode_header(&Self::read_header_cluster(storage)?)
+        let io = |error| Error::io("read the header", error);
+        let mut start = [0; FIRST_LOOK];
+        let len = storage.len().map_err(io)?.min(FIRST_LOOK as u64) as usize;
+        storage.read_exact_at(&mut start[..len], 0).map_err(io)?;
+        // Of a cluster that is larger the rest tells nothing more, unless the list of extensions reaches that far.
+        match Header::decode(&start[..len]) {
+            Ok(header) if header.extensions_end() <= len as u64 => Ok(header),
+            _ => Self::decode_header(&Self::read_header_cluster(storage)?),
+        }
     }
 
     /// Reads the header's cluster, or as much of it as there is.
@@ -48,7 +59,7 @@ impl Qcow2 {
         let io = |error| Error::io("read the header", error);
         let file_len = storage.len().map_err(io)?;
         // The header is in the first cluster; its size stands in the first bytes.
-        let mut start = vec![0; file_len.min(4096) as usize];
+        let mut start = vec![0; file_len.min(FIRST_LOOK as u64) as usize];
         storage.read_exact_at(&mut start, 0).map_err(io)?;
         if let Some(cluster_bits) = Header::cluster_bits_of(&start) {
             let header_area = file_len.min(1 << cluster_bits) as usize;

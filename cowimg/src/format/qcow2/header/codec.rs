@@ -115,6 +115,15 @@ impl Header {
         Ok(header)
     }
 
+    /// Where the list of extensions ends that this was decoded from, with its end marker, in bytes from the start of the file.
+    /// What was decoded from fewer bytes of the cluster may have had more extensions.
+    pub(crate) fn extensions_end(&self) -> u64 {
+        let extensions = self.extensions.iter().map(Extension::stored_len).fold(0, u64::saturating_add);
+        u64::from(self.header_length)
+            .saturating_add(extensions)
+            .saturating_add(extensions::END_MARKER.len() as u64)
+    }
+
     /// The header as it stands in the file: fields, extensions, end marker and the backing file's name, and nothing
     /// after that. What is left of the cluster is to be filled with zeroes.
     pub fn encode(&self) -> Result<Vec<u8>, HeaderError> {
