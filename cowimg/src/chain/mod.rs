@@ -9,6 +9,7 @@ mod cancellable;
 mod check;
 mod compressed_write;
 mod create;
+mod create_many;
 mod data;
 mod encrypt;
 mod engine;
@@ -32,6 +33,7 @@ pub use create::{
     BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
     create, plan,
 };
+pub use create_many::create_many;
 pub use encrypt::{Encryption, LuksOptions};
 pub use extents::Extents;
 pub use file_use::LockMode;

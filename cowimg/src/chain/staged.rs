@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::Image;
 use super::cancellable::CancellableStorage;
@@ -37,6 +37,8 @@ pub struct StagedImage {
 enum Place {
     /// Beside the target, under a name of its own.
     Beside(NamedTempFile),
+    /// The same; the file is not open.
+    Closed(TempPath),
     /// In the target itself: a device, or a file that is to be written over.
     Target(Target),
 }
@@ -149,17 +151,36 @@ impl StagedImage {
         options.clone().access(Access::ReadWrite).open(path)
     }
 
+    /// The same without an open file, for images that wait for their names in great number. A file whose name is taken over
+    /// is not locked meanwhile.
+    pub(super) fn closed(self) -> StagedImage {
+        let place = match self.place {
+            Place::Beside(file) => Place::Closed(file.into_temp_path()),
+            other => other,
+        };
+        StagedImage { place, replaced: None, ..self }
+    }
+
+    /// Whether another file's name is taken over.
+    pub(super) fn replaces_a_file(&self) -> bool {
+        self.overwrite != Overwrite::Refuse && self.target.exists()
+    }
+
     /// Where the image is now.
     pub fn path(&self) -> &Path {
         match &self.place {
             Place::Beside(file) => file.path(),
+            Place::Closed(path) => path,
             Place::Target(_) => &self.target,
         }
     }
 
     /// Gives the image its name. Nothing is synced.
     pub fn publish(self) -> Result<()> {
-        let StagedImage { target, overwrite, place, data_file, replaced } = self;
+        let StagedImage { target, overwrite, place, data_file, mut replaced } = self;
+        if matches!(place, Place::Closed(_)) && overwrite != Overwrite::Refuse {
+            replaced = lock_replaced(&target).map_err(|error| error.at_path(&target))?;
+        }
         let named = match (place, overwrite) {
             (Place::Target(Target::New(mut made)), _) => {
                 made.keep = true;
@@ -171,6 +192,12 @@ impl StagedImage {
             }
             (Place::Beside(file), Overwrite::Replace | Overwrite::InPlace) => {
                 file.persist(&target).map(drop).map_err(|failed| failed.error)
+            }
+            (Place::Closed(path), Overwrite::Refuse) => {
+                path.persist_noclobber(&target).map_err(|failed| failed.error)
+            }
+            (Place::Closed(path), Overwrite::Replace | Overwrite::InPlace) => {
+                path.persist(&target).map_err(|failed| failed.error)
             }
         };
         // Only now: nobody finds the old file any more.
@@ -193,6 +220,7 @@ impl StagedImage {
                 storage.set_attributes(host);
                 storage
             }
+            Place::Closed(path) => FileStorage::open(path, &FileOptions::read_write()).map_err(io)?,
             Place::Target(target) => {
                 let storage = FileStorage::open(&self.target, &FileOptions::read_write()).map_err(io)?;
                 storage.lock(CREATION)?;

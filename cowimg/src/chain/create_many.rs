@@ -1,0 +1,192 @@
+//! Many equal images with one plan: all of them get their names, or none does.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::create::{CreateOptions, CreatePlan, CreateReport, Overwrite, plan};
+use super::staged::StagedImage;
+use crate::error::{Error, Result};
+use crate::progress::Control;
+
+/// Creates an image at each of `paths`, all with the same options: the children of one base, say, which is looked at
+/// once for all of them in a folder. Nothing is synced. The first images' plan is what the report tells.
+///
+/// Each is complete before any has its name. When one cannot be made, when a name is taken, or when `control` says stop,
+/// none is there. One thing cannot be undone: with [`Overwrite::Replace`] a file whose name was taken over is gone, so
+/// that from the first replacement on those stay that have their names.
+///
+/// Images with a data file, and [`Overwrite::InPlace`], are refused: several images in one place make no sense. Progress is
+/// told in images.
+pub fn create_many<P: AsRef<Path>>(
+    paths: &[P],
+    options: &CreateOptions,
+    control: &Control<'_>,
+) -> Result<CreateReport> {
+    let Some(first) = paths.first().map(AsRef::as_ref) else {
+        return Err(Error::invalid("no name is given for an image to be created"));
+    };
+    refuse_what_cannot_be_many(options)?;
+    let planned = |path: &Path| plan(path, options).map_err(|error| error.at_path(path));
+    let mut plan = planned(first)?;
+    let report = plan.report().clone();
+    let mut folder = first.parent();
+    let mut staged = Vec::with_capacity(paths.len());
+    for path in paths.iter().map(AsRef::as_ref) {
+        if path.parent() != folder {
+            // The backing file's name starts there.
+            plan = planned(path)?;
+            folder = path.parent();
+        }
+        control.check()?;
+        staged.push(Sibling::write(path, options.overwrite, &plan)?);
+        control.report(staged.len() as u64, paths.len() as u64);
+    }
+    publish(staged)?;
+    Ok(report)
+}
+
+fn refuse_what_cannot_be_many(options: &CreateOptions) -> Result<()> {
+    if options.qcow2.data_file.is_some() {
+        return Err(Error::invalid("several images cannot have one data file"));
+    }
+    if options.overwrite == Overwrite::InPlace {
+        return Err(Error::invalid("several images are not written over files that are there"));
+    }
+    Ok(())
+}
+
+/// An image that is complete and has no name yet.
+struct Sibling {
+    image: StagedImage,
+    target: PathBuf,
+    /// Device and number of its file, by which it is told from another that has taken its name.
+    identity: Option<(u64, u64)>,
+}
+
+impl Sibling {
+    fn write(path: &Path, overwrite: Overwrite, plan: &CreatePlan) -> Result<Sibling> {
+        let image = StagedImage::write(path, overwrite, plan)?.closed();
+        let identity = identity(image.path());
+        Ok(Sibling { image, target: path.to_path_buf(), identity })
+    }
+}
+
+/// Gives all their names. Until one has replaced a file, a failure takes all of them back.
+fn publish(staged: Vec<Sibling>) -> Result<()> {
+    let mut named: Vec<(PathBuf, Option<(u64, u64)>)> = Vec::with_capacity(staged.len());
+    let mut has_replaced = false;
+    for Sibling { image, target, identity } in staged {
+        has_replaced |= image.replaces_a_file();
+        match image.publish() {
+            Ok(()) => named.push((target, identity)),
+            Err(error) if has_replaced => return Err(error),
+            Err(error) => {
+                named.iter().for_each(|(target, identity)| take_back(target, *identity));
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes an image that got its name a moment ago, unless the name is somebody else's by now.
+fn take_back(target: &Path, made: Option<(u64, u64)>) {
+    if made.is_some() && identity(target) == made {
+        // What cannot be removed stays, whole.
+        let _left = std::fs::remove_file(target);
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = path.symlink_metadata().ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).expect("the folder is there");
+        let mut names: Vec<String> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn three(folder: &Path) -> Vec<PathBuf> {
+        ["a", "b", "c"].map(|name| folder.join(name)).to_vec()
+    }
+
+    #[test]
+    fn each_is_what_create_makes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = three(folder.path());
+        let options = CreateOptions::qcow2(1 << 30);
+        let report = create_many(&paths, &options, &Control::default()).expect("nothing is in the way");
+        assert_eq!(report.size, 1 << 30);
+        let alone = folder.path().join("alone");
+        super::super::create(&alone, &options).expect("nothing is in the way");
+        let expected = std::fs::read(alone).expect("it was made");
+        for path in &paths {
+            assert!(std::fs::read(path).expect("it was made") == expected, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn where_one_name_is_taken_none_is_made_and_the_owner_stays() {
+        for taken in ["a", "b", "c"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            std::fs::write(folder.path().join(taken), "mine").expect("written");
+            let made =
+                create_many(&three(folder.path()), &CreateOptions::qcow2(1 << 20), &Control::default());
+            assert!(made.is_err());
+            assert_eq!(names(folder.path()), [taken]);
+            assert_eq!(std::fs::read(folder.path().join(taken)).expect("still there"), b"mine");
+        }
+    }
+
+    #[test]
+    fn a_name_given_twice_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = [folder.path().join("a"), folder.path().join("b"), folder.path().join("a")];
+        assert!(create_many(&paths, &CreateOptions::qcow2(1 << 20), &Control::default()).is_err());
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_in_the_end_takes_the_others_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = three(folder.path());
+        let plan = plan(&paths[0], &CreateOptions::qcow2(1 << 20)).expect("sound options");
+        let staged =
+            paths.iter().map(|path| Sibling::write(path, Overwrite::Refuse, &plan).expect("a free name"));
+        let staged: Vec<Sibling> = staged.collect();
+        std::fs::write(&paths[2], "mine").expect("written");
+        assert!(publish(staged).is_err());
+        assert_eq!(names(folder.path()), ["c"]);
+    }
+
+    #[test]
+    fn stopped_it_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cancel = AtomicBool::new(true);
+        let control = Control { cancel: Some(&cancel), ..Control::default() };
+        let stopped = create_many(&three(folder.path()), &CreateOptions::qcow2(1 << 20), &control);
+        assert!(matches!(stopped.expect_err("it was cancelled").kind(), ErrorKind::Cancelled));
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn names_are_taken_over_where_that_is_asked_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("b"), "old").expect("written");
+        let options = CreateOptions { overwrite: Overwrite::Replace, ..CreateOptions::qcow2(1 << 20) };
+        create_many(&three(folder.path()), &options, &Control::default()).expect("nothing is in the way");
+        assert_eq!(names(folder.path()), ["a", "b", "c"]);
+        assert!(std::fs::read(folder.path().join("b")).expect("there").starts_with(b"QFI\xfb"));
+    }
+}
