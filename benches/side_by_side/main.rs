@@ -99,6 +99,7 @@ fn program() -> Result<PathBuf, Failed> {
 fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, Failed> {
     let mut samples = Vec::with_capacity(pairs);
     for pair in 0..=pairs {
+        run.remove_results()?;
         run.prepare(row)?;
         let ours = run.time(row.ours)?;
         let theirs = run.time_repeated(row.theirs, row.times)?;

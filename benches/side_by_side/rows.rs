@@ -59,6 +59,17 @@ pub(crate) const ROWS: &[Row] = &[
         ..QUICK
     },
     Row {
+        name: "create 1,000 overlays",
+        target: "0.01",
+        needs: &[Needed::Base],
+        ours: "cowimg clone -q -F raw -n 1000 --first 0 base.raw out1-%d",
+        theirs: "qemu-img create -q -f qcow2 -b base.raw -F raw out2-{n}",
+        times: 1000,
+        verify: &["cmp out1-0 out2-0", "cmp out1-999 out2-999"],
+        pairs: 3,
+        ..ROW
+    },
+    Row {
         name: "resize",
         needs: &[Needed::Small],
         prepare: &["cp small.qcow2 out1", "cp small.qcow2 out2"],

@@ -8,8 +8,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::size::mark_negative_sizes;
 use crate::commands::{
-    amend, bench, bitmap, check, commit, compare, completions, convert, create, dd, discard, info, man, map,
-    measure, read, rebase, resize, snapshot, write, zero,
+    amend, bench, bitmap, check, clone, commit, compare, completions, convert, create, dd, discard, info,
+    man, map, measure, read, rebase, resize, snapshot, write, zero,
 };
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -74,6 +74,7 @@ commands! {
     Amend amend,
     Bitmap bitmap,
     Create create,
+    Clone clone,
     Info info,
     Check check,
     Compare compare,
@@ -95,7 +96,7 @@ commands! {
 }
 
 /// The commands that qemu-img does not have.
-const OUR_COMMANDS: [&str; 6] = ["read", "write", "zero", "discard", "completions", "man"];
+const OUR_COMMANDS: [&str; 7] = ["clone", "read", "write", "zero", "discard", "completions", "man"];
 
 /// Parses a command line, the program's name first, and runs the command.
 pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
@@ -112,6 +113,7 @@ pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitC
         Command::Amend(args) => amend::run(&args, console),
         Command::Bitmap(args) => bitmap::run(&args, console),
         Command::Create(args) => create::run(&args, console),
+        Command::Clone(args) => clone::run(&args, console),
         Command::Info(args) => info::run(&args, console),
         Command::Check(args) => check::run(&args, console),
         Command::Compare(args) => compare::run(&args, console),
@@ -264,7 +266,9 @@ mod tests {
                 one.build();
                 let [one, among_all] = [&one, &all].map(|grammar| {
                     let mut command = grammar.find_subcommand(name).cloned().expect("it has been added");
-                    (command.render_long_help().to_string(), format!("{command:?}"))
+                    let arguments: Vec<String> =
+                        command.get_arguments().map(|argument| format!("{argument:?}")).collect();
+                    (command.render_long_help().to_string(), arguments)
                 });
                 assert_eq!(one, among_all);
             }

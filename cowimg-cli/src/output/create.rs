@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cowimg::Format;
 
@@ -104,4 +104,19 @@ pub(crate) fn options_help(
         writeln!(out, "  {title:<24} - {purpose}")?;
     }
     Ok(())
+}
+
+/// Writes what `clone` has made: overlays of `base` with a disk of `size` bytes.
+pub(crate) fn clones(base: &Path, size: u64, names: &[PathBuf], out: &mut dyn Write) -> io::Result<()> {
+    let (Some(first), Some(last)) = (names.first(), names.last()) else { return Ok(()) };
+    let what = if names.len() == 1 { "overlay" } else { "overlays" };
+    write!(out, "Created {} {what} of '", names.len())?;
+    out.write_all(path_bytes(base))?;
+    write!(out, "', size={size}: '")?;
+    out.write_all(path_bytes(first))?;
+    if names.len() > 1 {
+        out.write_all(b"' to '")?;
+        out.write_all(path_bytes(last))?;
+    }
+    writeln!(out, "'")
 }

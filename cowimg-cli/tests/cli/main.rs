@@ -9,6 +9,7 @@ mod bitmap;
 mod bytes;
 mod chain_jobs;
 mod check;
+mod clone;
 mod command_line;
 mod convert;
 mod copy_commands;
