@@ -50,13 +50,15 @@ fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nig
 	        $$(test ! -f fuzz/dictionaries/$$target || echo -dict=fuzz/dictionaries/$$target)); \
 	done
 
-soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws, 2000000 power cuts, 500 kills, all images
+soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws, 2000000 power cuts and real ones, 500 kills, all images
 	@set -e; for round in $$(seq $(SOAK_ROUNDS)); do \
 	    (set -x; COWIMG_SOAK=1 COWIMG_TEST_SEED=$$(($(SOAK_SEED) + round)) $(CARGO) test -q -p cowimg --lib --tests); \
 	done
 	COWIMG_CRASH_STATES=$(CRASH_STATES) COWIMG_TEST_SEED=$(SOAK_SEED) \
 	    $(CARGO) test --release -p cowimg --test crash soak -- --nocapture
 	COWIMG_KILLS=$(KILLS) COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg-cli --test cli killed -- --nocapture
+	COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test crash power:: -- --ignored --nocapture
+	COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg-cli --test cli power:: -- --ignored --nocapture
 	COWIMG_MATRIX=all COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test matrix
 
 test-needs:

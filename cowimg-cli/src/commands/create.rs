@@ -191,7 +191,7 @@ fn write_image(file: &Path, plan: &CreatePlan, wanted: &CreateOptions) -> Result
         }
     })?;
     display.finish();
-    Ok(staged.publish()?)
+    Ok(staged.publish_synced()?)
 }
 
 /// Says what is, or was, made.

@@ -121,7 +121,7 @@ fn copy(
     let parts = [Part { image: source, range }];
     let copied = job::convert_parts(&parts, &image, &options, &control).and_then(|_| image.close());
     copied.map_err(|error| stopped(error, staged.path(), target, interrupt))?;
-    Ok(staged.publish()?)
+    Ok(staged.publish_synced()?)
 }
 
 fn stopped(error: Error, staged: &Path, target: &Path, interrupt: &Interrupt) -> Failure {

@@ -13,7 +13,7 @@ use crate::workbench::Workbench;
 
 /// What there must be after a kill.
 #[derive(Debug, Clone, Copy)]
-enum Left {
+pub(crate) enum Left {
     /// The disk of this image reads as it did.
     Same(&'static str),
     /// Each sector of this image's disk reads as it did, or as that one's.
@@ -24,7 +24,7 @@ enum Left {
     Sound,
 }
 
-const VERBS: [(&str, Left); 16] = [
+pub(crate) const VERBS: [(&str, Left); 16] = [
     ("convert base.qcow2 new.qcow2", Left::NoneOr("new.qcow2", "base.qcow2")),
     ("convert -c -W base.qcow2 new.qcow2", Left::NoneOr("new.qcow2", "base.qcow2")),
     ("convert -C -O raw base.qcow2 new.raw", Left::NoneOr("new.raw", "base.qcow2")),
@@ -45,7 +45,7 @@ const VERBS: [(&str, Left); 16] = [
 
 const SIZE: u64 = 4 << 20;
 
-fn template() -> Workbench {
+pub(crate) fn template() -> Workbench {
     let bench = Workbench::new();
     for name in ["base.qcow2", "other.qcow2", "snap.qcow2"] {
         bench.qemu_img(&format!("create -q -f qcow2 -o cluster_size=2k {name} {SIZE}"));
@@ -61,7 +61,7 @@ fn template() -> Workbench {
 }
 
 /// A copy of the template's images.
-fn copy(template: &Workbench) -> Workbench {
+pub(crate) fn copy(template: &Workbench) -> Workbench {
     let bench = Workbench::new();
     for name in template.names() {
         fs::copy(template.path(&name), bench.path(&name)).unwrap();
@@ -69,12 +69,12 @@ fn copy(template: &Workbench) -> Workbench {
     bench
 }
 
-fn arguments(line: &str) -> Vec<&str> {
+pub(crate) fn arguments(line: &str) -> Vec<&str> {
     // The one argument that is empty.
     line.split_whitespace().map(|word| if word == "--none--" { "" } else { word }).collect()
 }
 
-fn disk(path: &Path) -> Vec<u8> {
+pub(crate) fn disk(path: &Path) -> Vec<u8> {
     let format =
         if path.extension().is_some_and(|ending| ending == "raw") { Format::Raw } else { Format::Qcow2 };
     let image = Image::options().format(format).open(path).unwrap_or_else(|error| panic!("{error}"));
@@ -95,7 +95,7 @@ fn kill(bench: &Workbench, line: &str, delay: Duration) -> bool {
     was_at_work
 }
 
-fn judge(template: &Workbench, bench: &Workbench, (line, left): (&str, Left), context: &str) {
+pub(crate) fn judge(template: &Workbench, bench: &Workbench, (line, left): (&str, Left), context: &str) {
     for name in bench.names().iter().filter(|name| name.contains(".qcow2")) {
         let check = bench.try_qemu_img(&["check", "-q", name]);
         assert!(matches!(check.code, Some(0 | 3)), "{context}: {name}: {}{}", check.text(), check.stderr);

@@ -23,6 +23,11 @@ mod killed;
 mod known_attacks;
 mod locks;
 mod map;
+mod power;
+#[path = "../../../cowimg/tests/power_cut/mod.rs"]
+mod power_cut;
+#[path = "../../../cowimg/tests/qemu_tools/mod.rs"]
+mod qemu_tools;
 mod repair;
 mod resize;
 mod snapshot;

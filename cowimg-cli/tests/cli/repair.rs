@@ -1,11 +1,8 @@
 //! `check -r` in the strict manner on the damaged images of the library's tests, and what the program alone can do.
 
-#[path = "../../../cowimg/tests/qemu_tools/mod.rs"]
-mod qemu_tools;
-
 use std::fs;
 
-use self::qemu_tools::damage::{Kind, Sound};
+use crate::qemu_tools::damage::{Kind, Sound};
 use crate::workbench::{Run, Workbench};
 
 /// Images whose check ends with another code than qemu-img's, which does not open the first two: ours says what is wrong.

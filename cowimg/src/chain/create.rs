@@ -168,7 +168,8 @@ pub struct CreateReport {
     pub found_backing_format: Option<Format>,
 }
 
-/// Creates an image at `path`. It appears whole, or not at all; nothing is synced.
+/// Creates an image at `path`. It appears whole, or not at all; nothing is synced, so that a power cut soon after it may leave
+/// a part. [`StagedImage::publish_synced`] leaves none.
 pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<CreateReport> {
     let path = path.as_ref();
     let plan = plan(path, options).map_err(|error| error.at_path(path))?;

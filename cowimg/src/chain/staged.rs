@@ -134,12 +134,11 @@ impl StagedImage {
             Ok(_) => path.canonicalize().map_err(|error| Error::io("resolve the target", error))?,
         };
         let replaced = lock_replaced(&target)?;
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
         let file = tempfile::Builder::new()
             .prefix(".cowimg-")
             .suffix(".part")
             .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .tempfile_in(folder_of(&target))
             .map_err(|error| Error::io("create the image", error))?;
         Ok(StagedImage { target, overwrite, place: Place::Beside(file), data_file: None, replaced })
     }
@@ -175,7 +174,24 @@ impl StagedImage {
         }
     }
 
-    /// Gives the image its name. Nothing is synced.
+    /// Gives the image its name, durably: what is in it survives a power cut from then on, and there is no moment in which
+    /// one would leave the name with less behind it.
+    pub fn publish_synced(self) -> Result<()> {
+        let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+        let failed = |path: &Path, error| Err(Error::io("sync the new image", error).at_path(path));
+        for path in self.data_file.iter().map(|file| file.path.as_path()).chain([self.path()]) {
+            sync(path).or_else(|error| failed(path, error))?;
+        }
+        let folder = folder_of(&self.target).to_path_buf();
+        self.publish()?;
+        match sync(&folder) {
+            // A folder may be one to make files in and not to look at.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => failed(&folder, error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the image its name. Nothing is synced: a power cut soon after it may leave the name with a part of the image.
     pub fn publish(self) -> Result<()> {
         let StagedImage { target, overwrite, place, data_file, mut replaced } = self;
         if matches!(place, Place::Closed(_)) && overwrite != Overwrite::Refuse {
@@ -258,6 +274,11 @@ fn make_target(path: &Path) -> Result<Target> {
     FileStorage::open(path, &FileOptions::create_new())
         .map_err(|error| Error::io("create the image", error))?;
     Ok(Target::New(RemovedUnlessKept { path: path.to_path_buf(), keep: false }))
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Locks the file at `target`, if there is one, as if it were to be written over. One that may not be opened cannot be

@@ -1,15 +1,25 @@
 //! A file through the host's memory mapping: for raw bases that nobody changes.
 //!
-//! Reads cost no system call once the pages are in memory. The price is said at [`MappedStorage::open`];
-//! [`FileStorage`] is the default everywhere.
+//! Memory that its file no longer has ends the process that reads it. So the file is locked against everyone who would
+//! write or cut it, as far as they lock files as QEMU does, and each read asks for its length first. What is left is
+//! said at [`MappedStorage::open`]; [`FileStorage`] is the default everywhere.
 
 use std::io;
 use std::path::Path;
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::{FileOptions, FileStorage, Storage, StorageExtent, StorageExtentKind, read_only_error};
+use super::{
+    FileOptions, FileStorage, FileUse, Permissions, Storage, StorageExtent, StorageExtentKind,
+    read_only_error,
+};
 use crate::range::ByteRange;
+
+/// Nobody writes to a mapped file or changes its length.
+const MAPPED: FileUse = FileUse {
+    takes: Permissions::READ,
+    bears: Permissions::ALL.without(Permissions::WRITE).without(Permissions::RESIZE),
+};
 
 /// A file that was mapped into memory as it was when opened, for reading.
 #[derive(Debug)]
@@ -22,15 +32,17 @@ pub struct MappedStorage {
 impl MappedStorage {
     /// Opens and maps `path`; what [`FileStorage::open`] refuses is refused here too.
     ///
-    /// The caller sees to it that nobody cuts the file while it is mapped: a read of a page that is gone, or that the
-    /// host fails to read, ends the process with `SIGBUS`. Bytes that others change meanwhile may read as old or new.
-    /// Bytes that others append are not seen.
+    /// A file that others have open for writing is refused, and so are they while this is open, if they lock files as
+    /// QEMU and this library do. A file that somebody cuts all the same is an error of the next read that needs what is
+    /// gone. The caller sees to it that nobody cuts it *during* a read, and that the host can read it: such a read ends
+    /// the process with `SIGBUS`. Bytes that others change may read as old or new; those that they append are not seen.
     pub fn open(path: impl AsRef<Path>) -> io::Result<MappedStorage> {
         MappedStorage::new(FileStorage::open(path, &FileOptions::read_only())?)
     }
 
     /// Maps a file that is open already, under the terms of [`MappedStorage::open`].
     pub fn new(file: FileStorage) -> io::Result<MappedStorage> {
+        file.lock(MAPPED).map_err(io::Error::other)?;
         let len = usize::try_from(file.len()?).map_err(|_| {
             io::Error::new(io::ErrorKind::FileTooLarge, "the file is larger than the address space")
         })?;
@@ -44,6 +56,16 @@ impl MappedStorage {
     /// The open file that is mapped.
     pub fn file(&self) -> &FileStorage {
         &self.file
+    }
+
+    /// Fails where the file ends before `end`, which it did not when it was mapped.
+    fn still_has(&self, end: u64) -> io::Result<()> {
+        let len = self.file.len()?;
+        if len < end {
+            let said = format!("the file was cut to {len} bytes while it was mapped");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, said));
+        }
+        Ok(())
     }
 
     fn mapped_len(&self) -> usize {
@@ -60,11 +82,12 @@ impl Storage for MappedStorage {
         let (Some(map), Ok(start)) = (&self.map, usize::try_from(offset)) else { return Ok(0) };
         let n = buf.len().min(map.len().saturating_sub(start));
         if n > 0 {
+            self.still_has((start + n) as u64)?;
             // SAFETY: n > 0, so `start + n <= map.len()`: the source lies in the mapping, which lives as long as
             // `self`. `buf` is exclusively ours and not part of the mapping, which is read-only and whose pointer is
             // handed to nobody: no reference into it exists, so bytes that another process changes break no promise
-            // to the compiler but mix old and new. A page that the file no longer has ends the process (`open` says
-            // so); it does not yield a wrong value.
+            // to the compiler but mix old and new. The file had all of it a moment ago; a page that it lost since ends
+            // the process (`open` says so) and does not yield a wrong value.
             #[allow(unsafe_code, reason = "the one place that reads mapped memory")]
             unsafe {
                 std::ptr::copy_nonoverlapping(map.as_ptr().add(start), buf.as_mut_ptr(), n);
@@ -156,6 +179,37 @@ mod tests {
         let mapped = MappedStorage::open(&path).unwrap();
         file.write_all_at(&vec![2; 50_000], 5000).unwrap();
         conformance::run_read_only(&mapped, &[1; 5000]);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_is_an_error_and_no_signal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, vec![7; 100_000]).unwrap();
+        let mapped = MappedStorage::open(&path).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10_000).unwrap();
+        let mut bytes = [0; 4096];
+        assert_eq!(mapped.read_at(&mut bytes, 5904).unwrap(), 4096);
+        for offset in [5905, 50_000, 99_000] {
+            let error = mapped.read_at(&mut bytes, offset).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
+        }
+        assert_eq!(mapped.read_at(&mut bytes, 200_000).unwrap(), 0);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn whoever_locks_files_neither_writes_nor_cuts_a_mapped_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, [7; 1000]).unwrap();
+        let mapped = MappedStorage::open(&path).unwrap();
+        let other = FileStorage::open(&path, &FileOptions::read_write()).unwrap();
+        let writing = FileUse { takes: Permissions::WRITE, bears: Permissions::ALL };
+        assert!(other.lock(writing).is_err());
+        drop(mapped);
+        other.lock(writing).unwrap();
+        assert!(MappedStorage::open(&path).is_err());
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Kind {
     }
 
     /// Guest calls, with all else that the kind can bear between them.
-    fn workload(&self, dice: &mut Dice, calls: usize) -> Vec<Call> {
+    pub(crate) fn workload(&self, dice: &mut Dice, calls: usize) -> Vec<Call> {
         let call = |nth| match (dice.roll(12), guest_call(dice, nth)) {
             (0..=4, Call::Write(range, byte)) if self.compresses => Call::Compressed(range, byte),
             (5, _) if self.has_snapshots => Call::Take,

@@ -320,7 +320,10 @@ impl Copy<'_> {
             ErrorKind::Cancelled => self.stopped(error, "was not made"),
             _ => unstaged(error, staged.path(), &self.target),
         })?;
-        staged.publish()?;
+        match cache {
+            CacheMode::Unsafe => staged.publish()?,
+            _ => staged.publish_synced()?,
+        }
         self.display.display.finish();
         Ok(())
     }
