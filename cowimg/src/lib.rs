@@ -48,15 +48,9 @@ pub mod storage;
 
 pub use chain::{
     BackingInfo, BackingOptions, CacheMode, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
-<<<<<<< HEAD
     Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions, Overwrite,
-    Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, inspect,
+    Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, create_many, inspect,
     inspect_chain, plan,
-=======
-    DEFAULT_MAX_DEPTH, Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions,
-    Overwrite, Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create,
-    create_many, inspect, inspect_chain, plan,
->>>>>>> 0490744 (wip2)
 };
 pub use disk::{Disk, ResizeOptions, Shrink, ZeroMode};
 pub use error::{BitmapProblem, Error, ErrorKind, LockConflict, LockHolder, Result};
