@@ -81,7 +81,9 @@ fn publish(staged: Vec<Sibling>) -> Result<()> {
             Ok(()) => named.push((target, identity)),
             Err(error) if has_replaced => return Err(error),
             Err(error) => {
-                named.iter().for_each(|(target, identity)| take_back(target, *identity));
+                for (target, identity) in &named {
+                    take_back(target, *identity);
+                }
                 return Err(error);
             }
         }

@@ -23,9 +23,10 @@ pub(crate) fn create(storage: &dyn Storage, params: &FreshParams) -> Result<()> 
     let is_empty = storage.len().map_err(write)? == 0;
     for piece in image.pieces() {
         let offset = piece.offset.get();
-        let written = match is_empty {
-            true => write_around_holes(storage, &piece.bytes, offset),
-            false => storage.write_all_at(&piece.bytes, offset),
+        let written = if is_empty {
+            write_around_holes(storage, &piece.bytes, offset)
+        } else {
+            storage.write_all_at(&piece.bytes, offset)
         };
         written.map_err(write)?;
     }
