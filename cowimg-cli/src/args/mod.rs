@@ -1,13 +1,14 @@
 //! What command lines say, turned into values: sizes, `key=value` lists, names of images and formats.
 //!
-//! The groups of options that several commands share are [`Source`], which also opens the image that it names, and
-//! [`Report`].
+//! The groups of options that several commands share are [`Source`], which also opens the image that it names, [`Changed`]
+//! and [`Report`].
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use cowimg::{Format, Image};
+use cowimg::{CacheMode, Format, Image};
 
+use crate::args::cache_mode::parse_cache_mode;
 use crate::args::image_name::{ImageForm, ImageName};
 use crate::args::object::Objects;
 use crate::cli::OURS;
@@ -84,6 +85,39 @@ impl Source {
     /// else is opened with a warning.
     pub(crate) fn open_to_write(&self) -> Result<Image, Failure> {
         self.name()?.open_to_write()
+    }
+}
+
+/// How the image that a command changes is to be opened; the command has its name.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Changed {
+    /// The image's format (raw, qcow2); without it the format is found by looking at the first bytes
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = image::parse_format)]
+    format: Option<Format>,
+
+    /// FILE is a description of the image, such as driver=qcow2,file.filename=NAME
+    #[arg(long)]
+    image_opts: bool,
+
+    #[command(flatten)]
+    objects: Objects,
+
+    /// How the host caches FILE: writeback, writethrough, none, directsync or unsafe
+    #[arg(short = 't', long, value_name = "CACHE", value_parser = parse_cache_mode, default_value = "writeback")]
+    cache: CacheMode,
+}
+
+impl Changed {
+    /// What `file` is, and how it is to be opened.
+    pub(crate) fn name(&self, file: &OsStr) -> Result<ImageName, Failure> {
+        self.objects.register()?;
+        let form = ImageForm { format: self.format, image_opts: self.image_opts, force_share: false };
+        Ok(ImageName::parse(file, form)?.cached(self.cache))
+    }
+
+    /// The format that is stated.
+    pub(crate) fn format(&self) -> Option<Format> {
+        self.format
     }
 }
 

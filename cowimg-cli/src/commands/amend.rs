@@ -5,14 +5,11 @@ use std::io::Write;
 
 use cowimg::encryption::KeyLoss;
 use cowimg::progress::Control;
-use cowimg::{CacheMode, ErrorKind, Format, Image, Shrink};
+use cowimg::{ErrorKind, Format, Image, Shrink};
 
+use crate::args::Changed;
 use crate::args::amend_options::{self, Amendment};
-use crate::args::cache_mode::parse_cache_mode;
-use crate::args::image::parse_format;
-use crate::args::image_name::{ImageForm, ImageName};
 use crate::args::key_values::KeyValues;
-use crate::args::object::Objects;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -28,20 +25,8 @@ use crate::progress_bar::{Display, Wanted};
 #[derive(Debug, clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Args {
-    /// The image's format; without it the format is found by looking at the first bytes
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = parse_format)]
-    format: Option<Format>,
-
-    /// FILE is a description of the image, such as driver=qcow2,file.filename=NAME
-    #[arg(long)]
-    image_opts: bool,
-
     #[command(flatten)]
-    objects: Objects,
-
-    /// How the host caches FILE: writeback, writethrough, none, directsync or unsafe
-    #[arg(short = 't', long, value_name = "CACHE", value_parser = parse_cache_mode, default_value = "writeback")]
-    cache: CacheMode,
+    changed: Changed,
 
     /// What is to change: key=value, separated by commas ('-o help' lists them)
     #[arg(short = 'o', long, value_name = "OPTIONS", required = true, action = clap::ArgAction::Append)]
@@ -68,15 +53,15 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let given = KeyValues::parse(&args.options)?;
-    if let (true, Some(format @ (Format::Qcow2 | Format::Luks))) = (given.asks_for_help(), args.format) {
+    if let (true, Some(format @ (Format::Qcow2 | Format::Luks))) =
+        (given.asks_for_help(), args.changed.format())
+    {
         return help(format, out);
     }
     let Some(file) = &args.file else {
         return Err(Failure::usage("which image is to be amended?"));
     };
-    args.objects.register()?;
-    let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
-    let mut image = ImageName::parse(file, form)?.cached(args.cache).open_to_write()?;
+    let mut image = args.changed.name(file)?.open_to_write()?;
     let format = image.format();
     if !matches!(format, Format::Qcow2 | Format::Luks) {
         return Err(Failure::new(format!("a {format} image has no options that could be changed")));

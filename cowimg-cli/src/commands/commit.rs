@@ -5,12 +5,9 @@ use std::io::Write;
 
 use cowimg::job::{self, Afterwards, CommitOptions};
 use cowimg::progress::Control;
-use cowimg::{CacheMode, Error, ErrorKind, Format, Image, Layer, LayerChoice};
+use cowimg::{Error, ErrorKind, Image, Layer, LayerChoice};
 
-use crate::args::cache_mode::parse_cache_mode;
-use crate::args::image::parse_format;
-use crate::args::image_name::{ImageForm, ImageName};
-use crate::args::object::Objects;
+use crate::args::Changed;
 use crate::args::size::parse_size;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -28,20 +25,8 @@ use crate::progress_bar::{Display, Wanted};
 #[derive(Debug, clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Args {
-    /// The image's format (raw, qcow2); without it the format is found by looking at the first bytes
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = parse_format)]
-    format: Option<Format>,
-
-    /// FILE is a description of the image, such as driver=qcow2,file.filename=NAME
-    #[arg(long)]
-    image_opts: bool,
-
     #[command(flatten)]
-    objects: Objects,
-
-    /// How the host caches FILE: writeback, writethrough, none, directsync or unsafe
-    #[arg(short = 't', long, value_name = "CACHE", value_parser = parse_cache_mode, default_value = "writeback")]
-    cache: CacheMode,
+    changed: Changed,
 
     /// Write into this image of the chain, not into the one right below FILE, and leave FILE as it is; a relative name starts
     /// at the folder of the image above it
@@ -72,9 +57,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
     let choice = args.base.clone().map_or(LayerChoice::Below, LayerChoice::Named);
-    args.objects.register()?;
-    let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
-    let mut name = ImageName::parse(&args.file, form)?.cached(args.cache);
+    let mut name = args.changed.name(&args.file)?;
     name.options = name.options.writable_layer(choice);
     let image = name.open_to_write()?;
     let interrupt = Interrupt::listen()?;

@@ -10,10 +10,10 @@ use cowimg::job::{self, Compression, NewBacking, RebaseOptions};
 use cowimg::progress::Control;
 use cowimg::{CacheMode, Error, ErrorKind, Format, Image, LockMode, OpenOptions, Verification};
 
+use crate::args::Changed;
 use crate::args::cache_mode::parse_cache_mode;
 use crate::args::image::parse_format;
-use crate::args::image_name::{ImageForm, ImageName};
-use crate::args::object::Objects;
+use crate::args::image_name::ImageName;
 use crate::cli::OURS;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
@@ -32,20 +32,8 @@ use crate::trust::image_options;
 #[derive(Debug, clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Args {
-    /// The image's format (raw, qcow2); without it the format is found by looking at the first bytes
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = parse_format)]
-    format: Option<Format>,
-
-    /// FILE is a description of the image, such as driver=qcow2,file.filename=NAME
-    #[arg(long)]
-    image_opts: bool,
-
     #[command(flatten)]
-    objects: Objects,
-
-    /// How the host caches FILE: writeback, writethrough, none, directsync or unsafe
-    #[arg(short = 't', long, value_name = "CACHE", value_parser = parse_cache_mode, default_value = "writeback")]
-    cache: CacheMode,
+    changed: Changed,
 
     /// The new backing file, as it is to stand in FILE: a relative name starts at FILE's folder; an empty name for none
     #[arg(short = 'b', long, value_name = "BACKING")]
@@ -97,9 +85,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
         .hint(format!("Try '{} rebase --help' for more info", out.manner.program())));
     }
     let interrupt = Interrupt::listen()?;
-    args.objects.register()?;
-    let form = ImageForm { format: args.format, image_opts: args.image_opts, force_share: false };
-    let image = ImageName::parse(&args.file, form)?.cached(args.cache);
+    let image = args.changed.name(&args.file)?;
     let job = Rebase { args, image, is_strict: out.manner.is_strict(), interrupt };
     if args.name_only { job.change_name() } else { job.change_backing() }?;
     Ok(ExitCode::Success)
