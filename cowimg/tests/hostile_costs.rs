@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cowimg::check::{Repair, check_file, plan_storage, repair_storage};
+use cowimg::encryption::{LuksOptions, Passphrase};
 use cowimg::format::qcow2::layout::{
     BackingName, DataFileName, FreshEncryption, FreshParams, LazyRefcounts, Preallocation, plan,
 };
 use cowimg::format::qcow2::{CompressionType, Geometry, Version};
 use cowimg::storage::{MemoryStorage, Storage, StorageExt};
-use cowimg::{Access, ByteRange, Error, ErrorKind, Format, Image, Limits, NewBitmap, NewSnapshot, Result};
+use cowimg::{
+    Access, ByteRange, CreateOptions, Error, ErrorKind, Format, Image, Limits, NewBitmap, NewSnapshot, Result,
+};
 use cowimg::{inspect, inspect_chain};
 
 /// The system's allocator, which counts.
@@ -354,6 +357,27 @@ fn a_lowered_limit_is_said_by_its_name_and_holds() {
         assert!(error.to_string().contains(name), "{error}");
     }
     open(none().metadata_bytes(4096).snapshots(1).bitmaps(1)).expect("what is enough is enough");
+}
+
+/// A key slot of four billion iterations, and a digest of as many.
+#[test]
+fn keys_that_take_an_hour_are_refused_where_a_limit_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("disk.luks");
+    let passphrase = || Passphrase::new("open-sesame");
+    let luks = LuksOptions { iteration_time: Duration::ZERO, ..LuksOptions::new(passphrase()) };
+    cowimg::create(&path, &CreateOptions::luks(4096, luks)).expect("a volume can be made");
+    let bytes = fs::read(&path).expect("it can be read");
+    let limited =
+        Image::options().passphrase(passphrase()).limits(Limits::default().key_iterations(1_000_000));
+    limited.open(&path).expect("the fewest iterations are within every limit");
+    for at in [208 + 4, 164] {
+        let mut hostile = bytes.clone();
+        hostile[at..at + 4].fill(0xff);
+        fs::write(&path, hostile).expect("it can be written");
+        let error = measured("endless keys", USUAL, || refusal(limited.open(&path)));
+        assert!(matches!(error.kind(), ErrorKind::OverLimit { name: "key_iterations", .. }), "{error}");
+    }
 }
 
 /// A header that names a backing file, and nothing behind it: the smallest layer that there can be.

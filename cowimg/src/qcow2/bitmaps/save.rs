@@ -165,13 +165,13 @@ impl Qcow2 {
             table.push(after);
         }
         draft.freed.extend(old.iter().skip(count as usize).filter_map(|beyond| self.freed_cluster(*beyond)));
-        let in_place = old.len() == table.len();
+        let old_place = (bitmap.entry.table, old.len() as u64 * TABLE_ENTRY_SIZE);
+        let in_place = old.len() == table.len() && !self.is_shared(meta, old_place)?;
         let table_at = if in_place {
             bitmap.entry.table
         } else {
             if !old.is_empty() {
-                let freed = self.freed_table(bitmap.entry.table, old.len() as u64 * TABLE_ENTRY_SIZE);
-                draft.freed.push(freed);
+                draft.freed.push(self.freed_table(old_place.0, old_place.1));
             }
             self.store_table(meta, draft, &table_bytes(&table))?
         };
@@ -186,6 +186,18 @@ impl Qcow2 {
         !bitmap.recorded.touches(bytes) && (all_count || same_size)
     }
 
+    /// Whether somebody else has a part of this place, too: a bitmap that two entries of the directory name, a guest's data.
+    /// No image that anybody makes is so, but its refcounts can say so and be right. What is shared is not changed.
+    fn is_shared(&self, meta: &mut Metadata, (at, bytes): (HostOffset, u64)) -> Result<bool> {
+        let first = self.geometry.host_cluster(at).get();
+        for cluster in first..first + self.geometry.clusters_for(bytes) {
+            if meta.refcounts.get(&*self.storage, HostCluster(cluster))? > 1 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Stores a cluster of bits: in its place where it has one, for nobody trusts a bitmap in use.
     fn draft_cluster(
         &self,
@@ -198,7 +210,9 @@ impl Qcow2 {
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(BitmapTableEntry::Zeroes);
         }
-        if let BitmapTableEntry::Cluster(at) = before {
+        if let BitmapTableEntry::Cluster(at) = before
+            && !self.is_shared(meta, (at, self.cluster_size()))?
+        {
             self.write_bitmap_bytes(bytes, at)?;
             return Ok(before);
         }
