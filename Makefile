@@ -12,10 +12,10 @@ FUZZ_TARGETS := header l2_entry snapshot_table bitmaps luks_header luks image qc
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fuzz soak test-needs
+.PHONY: help demo test lint bench bench-growth fuzz soak test-needs
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: test-needs ## Show the program at work on a real file system, checked against qemu-img
 	$(CARGO) build --release -p cowimg-cli
@@ -39,6 +39,10 @@ bench: test-needs ## Measure whole commands beside qemu-img, then the library's 
 	$(CARGO) bench -p cowimg-benches
 
 # Without a sanitizer: the code is safe Rust, whose mistakes are panics, and inputs run some five times as fast.
+bench-growth: ## Measure what work costs as disks and chains grow
+	$(CARGO) build --release -p cowimg-cli
+	$(CARGO) run --release -p cowimg-benches --bin side_by_side -- --growth
+
 fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nightly toolchain
 	@$(CARGO) +nightly --version >/dev/null 2>&1 || { \
 	    echo "make fuzz: cargo-fuzz needs a nightly compiler: rustup toolchain install nightly" >&2; exit 1; }

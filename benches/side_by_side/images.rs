@@ -123,7 +123,7 @@ fn scattered(count: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// Writes (start, length) with qemu-io.
-fn write(run: &Run, image: &str, writes: impl Iterator<Item = (u64, u64)>) -> Result<(), Failed> {
+pub(crate) fn write(run: &Run, image: &str, writes: impl Iterator<Item = (u64, u64)>) -> Result<(), Failed> {
     let script = writes.fold(String::new(), |mut script, (start, len)| {
         // Writing to a string does not fail.
         _ = writeln!(script, "write -q -P {} {start} {len}", start / 4096 % 255 + 1);

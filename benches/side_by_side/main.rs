@@ -1,13 +1,15 @@
 //! Whole commands of cowimg beside the same commands of qemu-img, on the same images, in turn.
 //!
 //! ```sh
-//! cargo run --release -p cowimg-benches --bin side_by_side -- [--pairs N] [--folder FOLDER] [WORD ...]
+//! cargo run --release -p cowimg-benches --bin side_by_side -- [--pairs N] [--folder FOLDER] [--growth | WORD ...]
 //! ```
 //!
 //! Runs the rows whose names contain one of the words, or all. [`rows`] says what is compared, [`images`] makes what
 //! they work on, [`run`] measures. The report is a table in Markdown. A row whose results differ, or whose command fails,
-//! ends the run: a figure of something that went wrong is worth nothing.
+//! ends the run: a figure of something that went wrong is worth nothing. With `--growth` there are other tables: what work
+//! costs as images grow ([`growth`]).
 
+mod growth;
 mod images;
 mod rows;
 mod run;
@@ -23,12 +25,13 @@ use run::{Failed, Run, Sample};
 struct Wish {
     pairs: Option<usize>,
     folder: PathBuf,
+    growth: bool,
     words: Vec<String>,
 }
 
 impl Wish {
     fn of(mut args: impl Iterator<Item = String>) -> Result<Wish, Failed> {
-        let mut wish = Wish { pairs: None, folder: std::env::temp_dir(), words: Vec::new() };
+        let mut wish = Wish { pairs: None, folder: std::env::temp_dir(), growth: false, words: Vec::new() };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| Failed(format!("{arg} wants a value")));
             match arg.as_str() {
@@ -39,6 +42,7 @@ impl Wish {
                         Some(pairs.ok_or_else(|| Failed(format!("--pairs {text}: not a number above 0")))?);
                 }
                 "--folder" => wish.folder = value()?.into(),
+                "--growth" => wish.growth = true,
                 option if option.starts_with('-') => {
                     return Err(Failed(format!("there is no option {option}")));
                 }
@@ -68,6 +72,9 @@ fn compare(wish: &Wish) -> Result<(), Failed> {
     let folder = tempfile::tempdir_in(&wish.folder)
         .map_err(|error| Failed(format!("{}: {error}", wish.folder.display())))?;
     let run = Run { cowimg, folder: folder.path().to_owned() };
+    if wish.growth {
+        return growth::print(&run, wish.pairs.unwrap_or(5));
+    }
     let mut images = Images::new(&run);
     println!("| work | ratio | target | least-most | CPU | cowimg | qemu-img | peak memory |");
     println!("|---|---|---|---|---|---|---|---|");
