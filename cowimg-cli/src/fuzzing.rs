@@ -31,3 +31,19 @@ fn name(text: &[u8], image_opts: bool) {
         let _judged = (image.is_nested(), image.options_to_write().is_ok());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_fuzzer_kept_is_understood_or_refused() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/names");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            names(&std::fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{folder} has no inputs");
+    }
+}

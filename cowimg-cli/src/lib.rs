@@ -15,7 +15,7 @@ mod commands;
 mod console;
 mod exit_code;
 mod failure;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod interrupt;
 mod manner;
