@@ -14,7 +14,7 @@ fn bench() -> Workbench {
     let bench = Workbench::new();
     let mut secret = SECRET.to_vec();
     secret.resize(65_536, b'.');
-    fs::write(bench.path("secret"), secret).unwrap();
+    fs::write(bench.path("secret"), secret).expect("a file can be written");
     bench.qemu_img("create -q -f qcow2 -b secret -F raw evil.qcow2");
     bench
 }
