@@ -209,3 +209,37 @@ fn refcounts_are_made_right_and_tables_stay_as_they_are() {
         assert_eq!(report.leaks_fixed, 0, "{name}: it may be what the entry refers to");
     }
 }
+
+#[test]
+fn clusters_of_a_data_file_are_led_back_to_their_own_places() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    for (raw, extended) in [("off", "off"), ("on", "off"), ("off", "on"), ("on", "on")] {
+        let path = folder.path().join(format!("{raw}-{extended}.qcow2"));
+        let options = format!("data_file={},data_file_raw={raw}", path.with_extension("raw").display());
+        let options = format!("{options},extended_l2={extended},size=1M");
+        qemu_tools::img(&format!("create -q -f qcow2 -o {options}"), &[&path]);
+        qemu_tools::io(&path, &["write -q -P 5 0 100k".to_owned(), "write -q -P 6 300k 200k".to_owned()]);
+        let sound = std::fs::read(&path).expect("the image can be read");
+        let disk = qemu_tools::content(&path);
+        let word = |at: usize| u64::from_be_bytes(sound[at..at + 8].try_into().expect("eight bytes"));
+        let l2 = (word(word(40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+        let size = if extended == "on" { 16 } else { 8 };
+        for (nth, host) in [(0_usize, 1_u64), (1, 0), (5, 6), (6, 1 << 20)] {
+            let what = format!("raw {raw}, extended {extended}: entry {nth} to cluster {host}");
+            let mut bytes = sound.clone();
+            let entry = host * CLUSTER as u64 | 1 << 63;
+            bytes[l2 + nth * size..][..8].copy_from_slice(&entry.to_be_bytes());
+            let found = check_storage(&MemoryStorage::with_bytes(&bytes)).expect("the image can be checked");
+            let is_found = |problem| {
+                found.issues.iter().any(|issue| {
+                    matches!(issue.finding, Finding::L2Entry { problem: found, .. } if found == problem)
+                })
+            };
+            assert!(is_found(L2Problem::NotItsPlace), "{what}: {found:?}");
+            let (repaired, _) = repair(&what, &bytes);
+            std::fs::write(&path, repaired).expect("the image can be written");
+            qemu_tools::assert_check_clean(&path);
+            qemu_tools::assert_same_bytes(&qemu_tools::content(&path), &disk, &what);
+        }
+    }
+}

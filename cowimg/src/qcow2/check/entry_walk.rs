@@ -25,7 +25,15 @@ pub(super) trait EntryFixer {
     /// About an entry of an L1 table.
     fn l1(&mut self, raw: u64, tree: Tree) -> Option<u64>;
     /// About an entry of an L2 table.
-    fn l2(&mut self, entry: Words, tree: Tree) -> Option<Words>;
+    fn l2(&mut self, entry: Words, at: Place) -> Option<Words>;
+}
+
+/// Where an entry of an L2 table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) tree: Tree,
+    /// The guest offset in bytes that it maps, where the active tables lead to it.
+    pub(super) guest: Option<u64>,
 }
 
 /// Which tables lead to an entry.
@@ -62,7 +70,8 @@ struct Walk<'w> {
     subject: Subject<'w>,
     examined: &'w Examined<'w>,
     fixer: &'w mut dyn EntryFixer,
-    collected: BTreeMap<u64, Tree>,
+    /// L2 tables, and the guest offset that the first entry of each maps.
+    collected: BTreeMap<u64, Place>,
     changed: u64,
     failed: Option<Error>,
 }
@@ -86,8 +95,11 @@ impl Walk<'_> {
                 // What lies past the end that was examined is a copy, which was mended before.
                 && table.host.get() < self.examined.subject.file_len
             {
-                let known = self.collected.entry(table.host.get()).or_insert(tree);
-                *known = tree.max(*known);
+                let index = (host - start) / TABLE_ENTRY_SIZE;
+                let guest =
+                    (tree == Tree::Active).then(|| index.saturating_mul(subject.geometry.l2_coverage()));
+                let known = self.collected.entry(table.host.get()).or_insert(Place { tree, guest });
+                *known = Place { tree: tree.max(known.tree), guest: known.guest.or(guest) };
             }
             if self.collected.len() >= MAX_COLLECTED {
                 self.read_collected();
@@ -109,20 +121,22 @@ impl Walk<'_> {
 
     fn read_collected(&mut self) {
         let mut bytes = vec![0; self.subject.geometry.cluster_size() as usize];
-        for (host, tree) in std::mem::take(&mut self.collected) {
+        for (host, first) in std::mem::take(&mut self.collected) {
             let cluster = host >> self.subject.geometry.cluster_bits();
             let ledger = &self.examined.ledger;
             let is_alone = ledger.references.get(cluster) == ledger.l2_tables.get(cluster);
             if self.failed.is_none() && is_alone && self.subject.read(&mut bytes, host).is_ok() {
-                self.l2_table(host, &bytes, tree);
+                self.l2_table(host, &bytes, first);
             }
         }
     }
 
-    fn l2_table(&mut self, host: u64, bytes: &[u8], tree: Tree) {
+    fn l2_table(&mut self, host: u64, bytes: &[u8], first: Place) {
         let subject = self.subject;
         for (at, entry) in entries(&subject, bytes) {
-            if let Some(fixed) = self.fixer.l2(entry, tree) {
+            let within = (at / entry_size(&subject) as u64) << subject.geometry.cluster_bits();
+            let place = Place { guest: first.guest.map(|guest| guest.saturating_add(within)), ..first };
+            if let Some(fixed) = self.fixer.l2(entry, place) {
                 self.write(host + at, &encoded(&subject, fixed));
             }
             if self.failed.is_some() {
@@ -143,7 +157,7 @@ impl Walk<'_> {
 pub(super) fn fix_table(subject: &Subject<'_>, bytes: &mut [u8], fixer: &mut dyn EntryFixer) {
     let old = bytes.to_vec();
     for (at, entry) in entries(subject, &old) {
-        if let Some(fixed) = fixer.l2(entry, Tree::Active) {
+        if let Some(fixed) = fixer.l2(entry, Place { tree: Tree::Active, guest: None }) {
             let encoded = encoded(subject, fixed);
             bytes[at as usize..at as usize + encoded.len()].copy_from_slice(&encoded);
         }
@@ -177,8 +191,8 @@ impl EntryFixer for Mender<'_> {
         Mender::l1(self, raw).map(|(mended, _)| mended)
     }
 
-    fn l2(&mut self, entry: Words, _: Tree) -> Option<Words> {
-        Mender::l2(self, entry).map(|(mended, _)| mended)
+    fn l2(&mut self, entry: Words, at: Place) -> Option<Words> {
+        Mender::l2(self, entry, at.guest).map(|(mended, _)| mended)
     }
 }
 
@@ -207,12 +221,13 @@ impl EntryFixer for CopiedFlags<'_> {
         self.corrected(raw, table.host.get(), true)
     }
 
-    fn l2(&mut self, entry: Words, tree: Tree) -> Option<Words> {
+    fn l2(&mut self, entry: Words, at: Place) -> Option<Words> {
+        let tree = at.tree;
         let subject = *self.stored.subject();
         let undivided = subject.geometry.with_extended_l2(false);
         let has_data_file = subject.has_data_file();
         // In extended entries bit 0 is no zero flag; what is found is the cluster's place in either case.
-        let at = match L2Entry::decode(entry.raw, &undivided, crate::format::qcow2::Version::V3).ok()? {
+        let space = match L2Entry::decode(entry.raw, &undivided, crate::format::qcow2::Version::V3).ok()? {
             L2Entry::Compressed(_) => return None,
             L2Entry::Unallocated if has_data_file && entry.raw & COPIED != 0 => return None,
             decoded => decoded.space()?,
@@ -220,7 +235,7 @@ impl EntryFixer for CopiedFlags<'_> {
         if tree != Tree::Active {
             return None;
         }
-        let raw = self.corrected(entry.raw, at.host.get(), !has_data_file)?;
+        let raw = self.corrected(entry.raw, space.host.get(), !has_data_file)?;
         Some(Words { raw, ..entry })
     }
 }

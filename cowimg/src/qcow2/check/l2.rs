@@ -286,6 +286,11 @@ impl<'a> L2Tables<'a> {
         table.next_in_line = host + cluster_size;
         if !self.subject.has_data_file() {
             self.count(ledger, table, entry, (host, cluster_size));
+        } else if self.subject.geometry.is_aligned(host)
+            && entry.site.guest.is_some_and(|guest| guest != host)
+        {
+            let problem = L2Problem::NotItsPlace;
+            ledger.issues.add(Finding::L2Entry { site: entry.site, problem }, 1);
         }
         if table.check_copied {
             self.check_copied(ledger, table, entry, host);

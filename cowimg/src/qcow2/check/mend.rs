@@ -17,6 +17,9 @@ use crate::format::qcow2::{
 /// Raw bit 0 of L2 entries: the cluster reads as zeroes.
 const ZERO: u64 = 1;
 
+/// Bits of L2 entries that say where the cluster is.
+const L2_PLACE: u64 = 0x00ff_ffff_ffff_fe00;
+
 /// An L2 entry as stored; the second word is 0 where entries have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Words {
@@ -79,8 +82,27 @@ impl<'e> Mender<'e> {
         (reserved != 0).then_some((raw & !reserved, Remedy::ClearBits))
     }
 
-    /// What an L2 entry is to be, where it is to be something else.
-    pub(super) fn l2(&mut self, entry: Words) -> Option<(Words, Remedy)> {
+    /// What an L2 entry is to be, where it is to be something else. `guest` is the offset that it maps, where that is known:
+    /// in a data file a cluster has no other place.
+    pub(super) fn l2(&mut self, entry: Words, guest: Option<u64>) -> Option<(Words, Remedy)> {
+        let mended = self.l2_anywhere(entry);
+        let now = mended.map_or(entry, |(words, _)| words);
+        let Some(guest) = guest.filter(|_| self.has_data_file) else { return mended };
+        let without_zero = if self.extended { now.raw & !ZERO } else { now.raw };
+        let undivided = self.geometry.with_extended_l2(false);
+        let host = match L2Entry::decode(without_zero, &undivided, Version::V3) {
+            Ok(L2Entry::Standard(at) | L2Entry::Zero(Some(at))) => at.host.get(),
+            Ok(L2Entry::Unallocated) if now.raw & COPIED != 0 => 0,
+            _ => return mended,
+        };
+        if host == guest {
+            return mended;
+        }
+        let raw = now.raw & !L2_PLACE | COPIED | guest;
+        Some((Words { raw, ..now }, Remedy::Relink { host: guest }))
+    }
+
+    fn l2_anywhere(&mut self, entry: Words) -> Option<(Words, Remedy)> {
         // Extended entries have no zero flag: their subclusters say it. Version 3 knows every flag.
         let without_zero = if self.extended { entry.raw & !ZERO } else { entry.raw };
         let undivided = self.geometry.with_extended_l2(false);

@@ -12,6 +12,7 @@
 //!
 //! Findings and numbers are those of `qemu-img check`, except that
 //! * an L1 entry with flags and no table, and the zero flag in version 2, are corruptions here;
+//! * a cluster of a data file that is not at its own place is a corruption: QEMU says so when it is read;
 //! * a structure that cannot be read is a finding, and the check goes on without it. As what it refers to is not known,
 //!   nothing is called leaked then.
 //!

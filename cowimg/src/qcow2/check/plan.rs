@@ -242,7 +242,7 @@ impl Planner<'_> {
             }
         }
         let entry = Words { raw: site.entry, subclusters: u64::from_be_bytes(subclusters) };
-        self.mender.l2(entry).map_or(LEFT, |(_, remedy)| remedy)
+        self.mender.l2(entry, site.guest).map_or(LEFT, |(_, remedy)| remedy)
     }
 }
 

@@ -136,6 +136,8 @@ pub enum L2Problem {
         /// The entry's second word.
         subclusters: u64,
     },
+    /// A cluster of a data file that is not where the guest's offset is, as each of them must be.
+    NotItsPlace,
     /// Subclusters that are both allocated and zero.
     SubclustersTwice {
         /// The entry's second word.
@@ -202,6 +204,7 @@ impl L2Site {
             L2Problem::CompressedWithDataFile => {
                 f.write_str("a compressed cluster in an image with a data file")
             }
+            L2Problem::NotItsPlace => f.write_str("the cluster is not at its own place in the data file"),
             L2Problem::CompressedWithSubclusters { subclusters } => {
                 write!(f, "a compressed cluster with subclusters ({subclusters:#x})")
             }
