@@ -18,9 +18,9 @@ mod keys;
 mod kinds;
 mod known;
 mod lab;
-#[path = "../power_cut/mod.rs"]
 mod marked;
 mod power;
+#[path = "../power_cut/mod.rs"]
 mod power_cut;
 #[path = "../qemu_tools/mod.rs"]
 mod qemu_tools;

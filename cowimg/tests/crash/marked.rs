@@ -43,7 +43,7 @@ fn damaged(shape: Shape) -> MemoryStorage {
     let l1 = word(&*storage, 40);
     let l2 = word(&*storage, l1 + index / per_table * 8) & !COPIED;
     storage.write_all_at(&(COPIED | l2).to_be_bytes(), l2 + index % per_table * 8).unwrap();
-    MemoryStorage::with_bytes(&storage.to_vec())
+    MemoryStorage::with_bytes(storage.to_vec())
 }
 
 fn is_marked(storage: &MemoryStorage) -> bool {
