@@ -227,7 +227,7 @@ fn clusters_of_a_data_file_are_led_back_to_their_own_places() {
         for (nth, host) in [(0_usize, 1_u64), (1, 0), (5, 6), (6, 1 << 20)] {
             let what = format!("raw {raw}, extended {extended}: entry {nth} to cluster {host}");
             let mut bytes = sound.clone();
-            let entry = host * CLUSTER as u64 | 1 << 63;
+            let entry = (host * CLUSTER as u64) | (1 << 63);
             bytes[l2 + nth * size..][..8].copy_from_slice(&entry.to_be_bytes());
             let found = check_storage(&MemoryStorage::with_bytes(&bytes)).expect("the image can be checked");
             let is_found = |problem| {
