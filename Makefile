@@ -6,13 +6,15 @@ SOAK_ROUNDS ?= 20
 SOAK_SEED ?= $(shell date +%s)
 CRASH_STATES ?= 2000000
 KILLS ?= 500
+MIRI_TESTS := range:: storage::memory:: storage::buffer qcow2::table_cache qcow2::in_flight qcow2::metadata_map \
+    format::qcow2::l2_entry format::qcow2::l1_entry format::qcow2::geometry
 FUZZ_TARGETS := header l2_entry snapshot_table bitmaps luks_header luks image qcow1 names
 
 # mkfs.ext4, debugfs and e2fsck live in sbin, which a plain user's PATH often lacks.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-growth fuzz soak test-needs
+.PHONY: help demo test lint bench bench-growth fuzz soak races tsan miri test-needs
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +66,19 @@ soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws
 	COWIMG_POWER_CUT=1 COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test crash power:: -- --nocapture
 	COWIMG_POWER_CUT=1 COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg-cli --test cli power:: -- --nocapture
 	COWIMG_MATRIX=all COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test matrix
+
+races: ## What threads share, in every order of steps that loom and shuttle find; COWIMG_ORDERS draws more
+	cd cowimg/races && $(CARGO) test -- --nocapture
+
+# zstd's C code is not watched; what compares bytes or runs other programs has no threads of ours in it and is left out.
+tsan: ## Threads on one image under ThreadSanitizer; needs a nightly toolchain with rust-src
+	RUSTFLAGS=-Zsanitizer=thread $(CARGO) +nightly test -Zbuild-std \
+	    --target $$(rustc -vV | sed -n 's/^host: //p') -p cowimg --test concurrency --test linearizable --test late_io
+
+# Left out: whatever calls C code (zstd), maps files, asks hosts for what miri does not know (fallocate, locks, SEEK_HOLE), or
+# takes hours there. What is left has the memory that threads share without a lock, and the one buffer with its own layout.
+miri: ## What threads share without a lock, and formats, under miri; needs a nightly toolchain with miri
+	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-many-seeds=0..4" $(CARGO) +nightly miri test -p cowimg --lib -- $(MIRI_TESTS)
 
 test-needs:
 	@.ci/needs

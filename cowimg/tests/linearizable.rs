@@ -12,10 +12,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cowimg::encryption::{Encryption, LuksOptions, Passphrase};
 use cowimg::storage::MemoryStorage;
 use cowimg::{
-    Access, ByteRange, CreateOptions, ErrorKind, Format, Image, NewSnapshot, Qcow2CreateOptions,
-    ResizeOptions, Shrink, SnapshotSelector, ZeroMode,
+    Access, ByteRange, CreateOptions, ErrorKind, Format, Image, NewSnapshot, OpenOptions, Qcow2CreateOptions,
+    ResizeOptions, Shrink, SnapshotSelector, Version, ZeroMode,
 };
 use seeded::Rng;
 
@@ -119,18 +120,100 @@ fn objection(events: &[Event]) -> Option<String> {
     None
 }
 
+/// What an image is, as far as threads may notice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    /// Version 2, whose clusters can only be given back; small ones.
+    Version2,
+    /// Clusters of 32 subclusters.
+    Divided,
+    Luks,
+    DataFile,
+    /// Some writes are compressed.
+    Compressed,
+}
+
+impl Kind {
+    const ALL: [Kind; 6] =
+        [Kind::Plain, Kind::Version2, Kind::Divided, Kind::Luks, Kind::DataFile, Kind::Compressed];
+
+    fn cluster(self) -> u64 {
+        match self {
+            Kind::Version2 => 512,
+            Kind::Divided => 16384,
+            Kind::Luks => 4096,
+            _ => CLUSTER,
+        }
+    }
+
+    /// QEMU takes no snapshots beside a data file.
+    fn has_snapshots(self) -> bool {
+        self != Kind::DataFile
+    }
+
+    /// QEMU resizes no image of version 2 that has snapshots.
+    fn resizes(self) -> bool {
+        self != Kind::Version2
+    }
+
+    /// An image of this kind, its files, and how it is opened.
+    fn fresh(self) -> (Arc<MemoryStorage>, OpenOptions) {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("image.qcow2");
+        let mut options = CreateOptions::qcow2(SECTORS * SECTOR);
+        options.qcow2.cluster_size = self.cluster();
+        let mut opening = Image::options().cache_size(8192);
+        match self {
+            Kind::Version2 => options.qcow2.version = Version::V2,
+            Kind::Divided => options.qcow2.extended_l2 = true,
+            Kind::Luks => {
+                let passphrase = Passphrase::new("open sesame");
+                let iteration_time = std::time::Duration::from_millis(1);
+                let luks = LuksOptions { iteration_time, ..LuksOptions::new(passphrase.clone()) };
+                options.qcow2.encryption = Some(Encryption::Luks(luks));
+                opening = opening.passphrase(passphrase);
+            }
+            Kind::DataFile => {
+                options.qcow2.data_file = Some(folder.path().join("data").into_os_string());
+                let data = MemoryStorage::with_bytes(vec![0; (SECTORS * SECTOR) as usize]);
+                opening = opening.data_storage(Arc::new(data));
+            }
+            Kind::Plain | Kind::Compressed => {}
+        }
+        cowimg::create(&path, &options).expect("it is created");
+        let bytes = std::fs::read(&path).expect("the image can be read");
+        (Arc::new(MemoryStorage::with_bytes(bytes)), opening)
+    }
+}
+
 struct Worker<'a> {
     image: &'a Image,
     record: &'a Record,
+    kind: Kind,
     rng: Rng,
 }
 
 impl Worker<'_> {
     fn write(&self, first: u64, count: u64) {
+        self.put(first, count, |bytes, offset| self.image.write_at(bytes, offset));
+    }
+
+    /// The whole cluster of a sector, compressed where the image can have that.
+    fn write_cluster(&self, sector: u64) {
+        let per_cluster = self.kind.cluster() / SECTOR;
+        let first = sector / per_cluster * per_cluster;
+        self.put(first, per_cluster, |bytes, offset| match self.kind {
+            Kind::Compressed => self.image.write_compressed_at(bytes, offset),
+            _ => self.image.write_at(bytes, offset),
+        });
+    }
+
+    fn put(&self, first: u64, count: u64, write: impl FnOnce(&[u8], u64) -> cowimg::Result<()>) {
         let value = self.record.next_value.fetch_add(1, Ordering::SeqCst);
         let bytes = bytes_of(value).repeat(count as usize);
         let start = self.record.tick();
-        self.image.write_at(&bytes, first * SECTOR).expect("the write succeeds");
+        write(&bytes, first * SECTOR).expect("the write succeeds");
         let end = self.record.tick();
         for sector in first..first + count {
             self.record.note(sector, Event { start, end, value, is_write: true });
@@ -150,7 +233,7 @@ impl Worker<'_> {
 
     /// A whole cluster at a time, which then is zeroes for certain; each cluster once.
     fn clear(&mut self, sector: u64) {
-        let per_cluster = CLUSTER / SECTOR;
+        let per_cluster = self.kind.cluster() / SECTOR;
         let first = sector / per_cluster * per_cluster;
         if !self.record.claim(first) {
             return;
@@ -173,7 +256,8 @@ impl Worker<'_> {
             let first = self.rng.below(SECTORS);
             let count = self.rng.between(1, (SECTORS - first).min(9) + 1);
             match self.rng.below(20) {
-                0..9 => self.write(first, count.min(SECTORS - first)),
+                0..6 => self.write(first, count.min(SECTORS - first)),
+                6..9 => self.write_cluster(first),
                 9..18 => self.read(first, count.min(SECTORS - first)),
                 18 => self.clear(first),
                 _ => self.image.flush().expect("the flush succeeds"),
@@ -204,22 +288,27 @@ fn image_in_memory(size: u64, compat_base: Option<&Arc<MemoryStorage>>) -> (Arc<
 }
 
 /// Takes snapshots and deletes some, makes the disk larger and smaller beyond what is looked at.
-fn disturb(image: &Image, record: &Record, stop: &AtomicBool) -> Vec<(u64, u64, Vec<u8>)> {
+fn disturb((image, kind): (&Image, Kind), record: &Record, stop: &AtomicBool) -> Vec<(u64, u64, Vec<u8>)> {
     let mut taken = Vec::new();
     for nth in 0_u64.. {
-        if stop.load(Ordering::Relaxed) && taken.len() > 2 {
+        if stop.load(Ordering::Relaxed) && nth > 3 {
             break;
         }
-        let name = nth.to_string().into_bytes();
-        let start = record.tick();
-        image
-            .create_snapshot(&NewSnapshot { name: name.clone(), ..NewSnapshot::default() })
-            .expect("it is taken");
-        let end = record.tick();
-        if nth % 3 == 2 {
-            image.delete_snapshot(&SnapshotSelector::Name(name)).expect("it is deleted");
-        } else {
-            taken.push((start, end, name));
+        if kind.has_snapshots() {
+            let name = nth.to_string().into_bytes();
+            let start = record.tick();
+            image
+                .create_snapshot(&NewSnapshot { name: name.clone(), ..NewSnapshot::default() })
+                .expect("it is taken");
+            let end = record.tick();
+            if nth % 3 == 2 {
+                image.delete_snapshot(&SnapshotSelector::Name(name)).expect("it is deleted");
+            } else {
+                taken.push((start, end, name));
+            }
+        }
+        if !kind.resizes() {
+            continue;
         }
         let sectors = SECTORS + nth * 37 % 300;
         let options = ResizeOptions { shrink: Shrink::Allow, ..ResizeOptions::default() };
@@ -231,51 +320,61 @@ fn disturb(image: &Image, record: &Record, stop: &AtomicBool) -> Vec<(u64, u64, 
     taken
 }
 
+/// Threads, and what disturbs them, on one fresh image; returns how many calls the sectors saw.
+fn try_round(kind: Kind, round: u64) -> usize {
+    let (storage, opening) = kind.fresh();
+    let image = opening.clone().access(Access::ReadWrite).open_storage(storage.clone()).expect("it opens");
+    let record = Record::new();
+    // A value that nobody else writes, so that the zeroes of a new disk are not in the way.
+    let first = Worker { image: &image, record: &record, kind, rng: Rng::new("the first write") };
+    first.write(0, SECTORS);
+    let stop = AtomicBool::new(false);
+    let taken = std::thread::scope(|scope| {
+        let disturbing = scope.spawn(|| disturb((&image, kind), &record, &stop));
+        let workers: Vec<_> = (0..THREADS)
+            .map(|number| {
+                let rng = Rng::new(format!("one after the other, round {round}, thread {number}"));
+                let mut worker = Worker { image: &image, record: &record, kind, rng };
+                scope.spawn(move || worker.work())
+            })
+            .collect();
+        for worker in workers {
+            worker.join().expect("a thread found a fault");
+        }
+        stop.store(true, Ordering::Relaxed);
+        disturbing.join().expect("a thread found a fault")
+    });
+    first.read(0, SECTORS);
+    image.close().expect("the image closes");
+    for (start, end, name) in taken {
+        let view = opening.clone().snapshot(SnapshotSelector::Name(name));
+        let view = view.open_storage(storage.clone()).expect("the snapshot opens");
+        let mut bytes = vec![0xee; (SECTORS * SECTOR) as usize];
+        view.read_at(&mut bytes, 0).expect("the snapshot can be read");
+        for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR as usize)) {
+            record.note(sector, Event { start, end, value: value_of(bytes), is_write: false });
+        }
+    }
+    let report = opening.open_storage(storage).and_then(|image| image.check()).expect("the check runs");
+    assert!(report.is_clean(), "{:?}", report.issues);
+    let mut seen = 0;
+    for (sector, events) in record.events.iter().enumerate() {
+        let events = events.lock().expect("nobody panics here");
+        if let Some(why) = objection(&events) {
+            panic!("round {round}, sector {sector}: {why}");
+        }
+        seen += events.len();
+    }
+    seen
+}
+
 #[test]
 fn every_sector_is_as_if_calls_had_come_one_after_the_other() {
-    for round in 0..4 {
-        let (storage, image) = image_in_memory(SECTORS * SECTOR, None);
-        let record = Record::new();
-        // A value that nobody else writes, so that the zeroes of a new disk are not in the way.
-        let first = Worker { image: &image, record: &record, rng: Rng::new("the first write") };
-        first.write(0, SECTORS);
-        let stop = AtomicBool::new(false);
-        let taken = std::thread::scope(|scope| {
-            let disturbing = scope.spawn(|| disturb(&image, &record, &stop));
-            let workers: Vec<_> = (0..THREADS)
-                .map(|number| {
-                    let rng = Rng::new(format!("one after the other, round {round}, thread {number}"));
-                    let mut worker = Worker { image: &image, record: &record, rng };
-                    scope.spawn(move || worker.work())
-                })
-                .collect();
-            for worker in workers {
-                worker.join().expect("a thread found a fault");
-            }
-            stop.store(true, Ordering::Relaxed);
-            disturbing.join().expect("a thread found a fault")
-        });
-        first.read(0, SECTORS);
-        image.close().expect("the image closes");
-        for (start, end, name) in taken {
-            let view = Image::options().snapshot(SnapshotSelector::Name(name));
-            let view = view.open_storage(storage.clone()).expect("the snapshot opens");
-            let mut bytes = vec![0xee; (SECTORS * SECTOR) as usize];
-            view.read_at(&mut bytes, 0).expect("the snapshot can be read");
-            for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR as usize)) {
-                record.note(sector, Event { start, end, value: value_of(bytes), is_write: false });
-            }
-        }
-        for (sector, events) in record.events.iter().enumerate() {
-            let events = events.lock().expect("nobody panics here");
-            if let Some(why) = objection(&events) {
-                panic!("round {round}, sector {sector}: {why}");
-            }
-        }
-        let report =
-            Image::options().open_storage(storage).and_then(|image| image.check()).expect("the check runs");
-        assert!(report.is_clean(), "{:?}", report.issues);
-    }
+    let rounds: Vec<_> = (0..2).flat_map(|_| Kind::ALL).collect();
+    let seen: usize = rounds.iter().zip(0..).map(|(kind, round)| try_round(*kind, round)).sum();
+    println!("{} histories of {seen} calls on sectors, each as if one had come after the other", {
+        rounds.len() as u64 * SECTORS
+    });
 }
 
 #[test]

@@ -8,8 +8,10 @@
 //! * [`ClusterLocks`]: an operation that changes a guest cluster's mapping holds that cluster. Reads, and writes
 //!   to clusters that stay where they are, take no such lock.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
+
+use super::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use super::sync::{Condvar, Mutex};
 
 /// Epoch-based reclamation with two slots: the current epoch's operations and the one before's.
 #[derive(Debug, Default)]

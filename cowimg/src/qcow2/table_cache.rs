@@ -11,11 +11,12 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use foldhash::HashMap;
 
+use super::sync::atomic::{AtomicU64, Ordering, fence};
+use super::sync::{Arc, Mutex, spin_loop};
 use crate::error::Result;
 use crate::format::qcow2::RawL2Entry;
 
@@ -54,7 +55,7 @@ impl Slice {
             if before.is_multiple_of(2) && self.changes.load(Ordering::Relaxed) == before {
                 return entry;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 
