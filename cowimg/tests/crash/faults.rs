@@ -24,7 +24,7 @@ pub(crate) enum Trouble {
 
 impl Trouble {
     /// The kinds of operations that it picks.
-    fn kinds(self) -> &'static [OperationKind] {
+    pub(crate) fn kinds(self) -> &'static [OperationKind] {
         match self {
             Trouble::Once(_) => &OperationKind::ALL,
             Trouble::ForGood(_) | Trouble::FullFor(_) => &OperationKind::CHANGES,

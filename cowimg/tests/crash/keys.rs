@@ -113,6 +113,23 @@ fn judge(state: MemoryStorage, step: &Step, context: &str) {
     }
 }
 
+/// Fails every operation of a step, reads among them; returns how many failures that were.
+fn fail_every_operation(start: &MemoryStorage, (nth, step): (usize, &Step)) -> usize {
+    let kinds = [std::io::ErrorKind::Other, std::io::ErrorKind::StorageFull];
+    for operation in 0.. {
+        let storage = Arc::new(FaultyStorage::new(start.clone()));
+        storage.inject(Fault::error(kinds[operation as usize % 2]).after(operation));
+        let shared: Arc<dyn Storage> = storage.clone();
+        let _failed_where_it_mattered = amend(&shared, step);
+        if OperationKind::ALL.iter().map(|kind| storage.count(*kind)).sum::<u64>() <= operation {
+            return operation as usize;
+        }
+        storage.clear_faults();
+        judge(storage.crash(CrashChoice::All), step, &format!("step {nth}, operation {operation} failed"));
+    }
+    0
+}
+
 #[test]
 fn an_image_has_a_key_slot_that_opens_it_whenever_the_power_fails() {
     let mut start = fresh();
@@ -130,19 +147,7 @@ fn an_image_has_a_key_slot_that_opens_it_whenever_the_power_fails() {
                 states += 1;
             }
         }
-        let changes = [OperationKind::Write, OperationKind::Sync];
-        for change in 0.. {
-            let storage = Arc::new(FaultyStorage::new(start.clone()));
-            storage.inject(Fault::error(std::io::ErrorKind::Other).on(&changes).after(change));
-            let shared: Arc<dyn Storage> = storage.clone();
-            let done = amend(&shared, step);
-            storage.clear_faults();
-            judge(storage.crash(CrashChoice::All), step, &format!("step {nth}, change {change} failed"));
-            states += 1;
-            if done.is_ok() {
-                break;
-            }
-        }
+        states += fail_every_operation(&start, (nth, step));
         // What is there when the call has returned is there after a power cut.
         start = storage.crash(CrashChoice::Synced);
         let durable: Arc<dyn Storage> = Arc::new(start.clone());

@@ -1,19 +1,25 @@
 //! Damaged images that are repaired: whenever the power fails or the disk does, another repair ends as the first would
 //! have, and what could be read before reads the same at every moment.
 
-use std::io::ErrorKind as IoErrorKind;
+use std::io::ErrorKind::{Interrupted, Other, StorageFull};
 use std::sync::Arc;
 
 use cowimg::check::{Remedy, Repair, check_storage, plan_storage, repair_storage};
-use cowimg::storage::{CrashChoice, Fault, FaultyStorage, MemoryStorage, OperationKind, Storage};
+use cowimg::storage::{CrashChoice, FaultyStorage, MemoryStorage, Storage};
 use cowimg::{Format, Image, SnapshotSelector};
 
+use crate::faults::Trouble;
+use crate::files::Files;
 use crate::lab::{Dice, choices};
 use crate::qemu_tools::damage::{Kind, Sound};
 
 const CLUSTER: u64 = 4096;
 /// The most moments of a repair that are tried.
 const MOMENTS: usize = 100;
+
+/// How the operations of a repair fail, in turn from damage to damage.
+const TROUBLES: [Trouble; 4] =
+    [Trouble::Once(Other), Trouble::ForGood(StorageFull), Trouble::Once(Interrupted), Trouble::FullFor(2)];
 
 /// A disk in clusters, those that cannot be read being `None`.
 type Clusters = Vec<Option<Vec<u8>>>;
@@ -93,35 +99,27 @@ fn cut(name: &str, damaged: &MemoryStorage, seed: u64) -> usize {
     states
 }
 
-/// How many changes a repair makes.
-fn changes_of(damaged: &MemoryStorage) -> u64 {
-    let storage = FaultyStorage::new(damaged.clone());
-    repair_storage(&storage, Repair::All).unwrap();
-    storage.count(OperationKind::Write) + storage.count(OperationKind::Sync)
-}
-
-/// Fails every change of a repair once.
-fn fail(name: &str, damaged: &MemoryStorage) -> usize {
+/// Fails operations of a repair, reads among them.
+fn fail(name: &str, damaged: &MemoryStorage, trouble: Trouble) -> usize {
     let before = content_to_keep(damaged);
     let whole = {
         let storage = damaged.clone();
         repair_storage(&storage, Repair::All).unwrap();
         content(&storage)
     };
-    let changes = [OperationKind::Write, OperationKind::Sync, OperationKind::SetLen];
+    let sound = FaultyStorage::new(damaged.clone());
+    repair_storage(&sound, Repair::All).unwrap();
+    let operations: u64 = trouble.kinds().iter().map(|kind| sound.count(*kind)).sum();
     let mut states = 0;
-    let step = 1 + changes_of(damaged) / MOMENTS as u64;
-    for nth in (0..).step_by(step as usize) {
-        let storage = FaultyStorage::new(damaged.clone());
-        storage.inject(Fault::error(IoErrorKind::Other).on(&changes).after(nth));
-        let done = repair_storage(&storage, Repair::All);
-        storage.clear_faults();
-        if done.is_ok() {
-            return states;
-        }
+    for nth in (0..operations).step_by(1 + operations as usize / MOMENTS) {
+        let files = Files::new(std::slice::from_ref(damaged));
+        trouble.arm(&files, 0, nth);
+        // It may succeed: some looks are taken twice, and some are for speed.
+        let _done = repair_storage(&*files.shared()[0], Repair::All);
+        files.clear_faults();
         for choice in [CrashChoice::Synced, CrashChoice::All] {
-            let context = format!("{name}, change {nth} failed, {choice:?}");
-            judge(&storage.crash(choice), (&before, &whole), &context);
+            let context = format!("{name}, {trouble:?}, operation {nth} failed, {choice:?}");
+            judge(&files.crash_now(choice)[0], (&before, &whole), &context);
             states += 1;
         }
     }
@@ -139,7 +137,7 @@ fn try_kind(kind: Kind, first: usize) {
             continue;
         }
         states += cut(&damage.name, &damaged, nth as u64 + 71);
-        states += fail(&damage.name, &damaged);
+        states += fail(&damage.name, &damaged, TROUBLES[nth / 3 % TROUBLES.len()]);
     }
     println!("{states} states of a repair that was cut, all repaired, nothing lost");
     assert!(states > 300, "only {states} states were tried");

@@ -25,6 +25,7 @@ mod bitmap_mend;
 mod bitmaps;
 mod compare;
 mod entry_walk;
+mod fail_stop;
 mod header_damage;
 mod issue;
 mod l1_search;

@@ -20,6 +20,7 @@ use super::area::{Area, Kept, host_of};
 use super::bitmap_mend::SoundBitmaps;
 use super::bitmaps;
 use super::entry_walk::{CopiedFlags, walk};
+use super::fail_stop::FailStop;
 use super::header_damage::{self, HeaderDamage};
 use super::l1_search::{self, FoundL1};
 use super::ledger::Subject;
@@ -70,7 +71,8 @@ pub struct RepairReport {
 /// damaged, for what looks leaked may be what a lost entry referred to. The dirty and the corrupt bit are cleared once
 /// nothing contradicts.
 ///
-/// Fails with [`ErrorKind::ReadOnly`] on a storage that cannot be written, and where the image cannot be checked.
+/// Fails with [`ErrorKind::ReadOnly`] on a storage that cannot be written, and where the image cannot be checked. Once the
+/// host fails to read a part of it nothing more is changed, and the repair fails: it can be repeated where reading succeeds.
 pub fn repair_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairReport> {
     repair_storage_with(storage, repair, &Control::default())
 }
@@ -85,6 +87,13 @@ pub fn repair_storage_with(
     if storage.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly));
     }
+    let storage = FailStop::new(storage);
+    let repaired = repair_readable(&storage, repair, control);
+    storage.outcome(repaired)
+}
+
+/// The repair of an image of which everything can be read that is there.
+fn repair_readable(storage: &dyn Storage, repair: Repair, control: &Control<'_>) -> Result<RepairReport> {
     let mut walks = Walks { storage, control, done: 0 };
     let (header, damage) = header_damage::read(storage)?;
     let phase = walks.next();
