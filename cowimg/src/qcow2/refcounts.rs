@@ -12,7 +12,8 @@ use foldhash::HashMap;
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{
-    Geometry, HostCluster, HostOffset, decode_refcount_table_entry, refcounts as format_refcounts,
+    Geometry, HostCluster, HostOffset, decode_refcount_table_entry, encode_words,
+    refcounts as format_refcounts,
 };
 use crate::storage::{Storage, StorageExt};
 
@@ -411,7 +412,7 @@ impl Refcounts {
         for sector in std::mem::take(&mut self.dirty_table_sectors) {
             let first = sector * SECTOR / 8;
             let entries = &self.table[first..(first + SECTOR / 8).min(self.table.len())];
-            let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            let bytes = encode_words(entries.iter().copied());
             let offset = HostOffset(self.table_offset.get() + (sector * SECTOR) as u64);
             match dirty.table.last_mut() {
                 Some((start, run)) if start.get() + run.len() as u64 == offset.get() => run.extend(bytes),

@@ -14,7 +14,7 @@ use super::zero::Wish;
 use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};
 use crate::format::qcow2::layout::Preallocation;
-use crate::format::qcow2::{Header, HostOffset, Version, header_fields};
+use crate::format::qcow2::{Header, HostOffset, Version, encode_words, header_fields};
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
@@ -158,8 +158,7 @@ impl Qcow2 {
     }
 
     fn write_new_l1(&self, offset: HostOffset, len: usize, clusters: u64) -> Result<()> {
-        let mut bytes: Vec<u8> =
-            self.read_l1().entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let mut bytes = encode_words(self.read_l1().entries.iter().copied());
         bytes.resize((clusters * self.cluster_size()) as usize, 0);
         debug_assert!(len * 8 <= bytes.len());
         self.storage

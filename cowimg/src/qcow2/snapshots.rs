@@ -24,7 +24,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{
     Allocated, Geometry, GuestCluster, Header, HostCluster, HostOffset, L1Entry, L2Entry, RawL2Entry,
-    Snapshot, SnapshotExtra, Version,
+    Snapshot, SnapshotExtra, Version, encode_words,
 };
 use crate::limits::Limits;
 use crate::range::ByteRange;
@@ -369,8 +369,7 @@ fn without_flags(draft: &Draft<'_>, l1: &[u64]) -> Result<Vec<u64>> {
 }
 
 pub(super) fn store_l1(draft: &mut Draft<'_>, entries: &[u64]) -> Result<HostOffset> {
-    let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-    draft.store_table(&bytes, "write the L1 table")
+    draft.store_table(&encode_words(entries.iter().copied()), "write the L1 table")
 }
 
 /// Replaces the snapshot table; the header that names the new one.
@@ -435,7 +434,11 @@ fn settle_flags(draft: &mut Draft<'_>, l1: &mut [u64]) -> Result<()> {
 
 /// An L2 table as it stands in the file.
 pub(super) fn encode_table(entries: &[RawL2Entry], geometry: &Geometry) -> Vec<u8> {
-    let words = if geometry.has_subclusters() { 2 } else { 1 };
-    let of_entry = |entry: &RawL2Entry| [entry.descriptor, entry.subclusters].into_iter().take(words);
-    entries.iter().flat_map(of_entry).flat_map(u64::to_be_bytes).collect()
+    if geometry.has_subclusters() {
+        let words: Vec<u64> =
+            entries.iter().flat_map(|entry| [entry.descriptor, entry.subclusters]).collect();
+        encode_words(words.into_iter())
+    } else {
+        encode_words(entries.iter().map(|entry| entry.descriptor))
+    }
 }

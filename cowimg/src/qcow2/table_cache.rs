@@ -18,7 +18,7 @@ use foldhash::HashMap;
 use super::sync::atomic::{AtomicU64, Ordering, fence};
 use super::sync::{Arc, Mutex, spin_loop};
 use crate::error::Result;
-use crate::format::qcow2::RawL2Entry;
+use crate::format::qcow2::{RawL2Entry, encode_words};
 
 /// Bytes of a slice, for clusters that are not smaller.
 pub(super) const MAX_SLICE_BYTES: u64 = 4096;
@@ -75,7 +75,7 @@ impl Slice {
 
     /// The entries as they are in the file. Callers hold the metadata lock.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        self.words.iter().flat_map(|word| word.load(Ordering::Acquire).to_be_bytes()).collect()
+        encode_words(self.words.iter().map(|word| word.load(Ordering::Acquire)))
     }
 }
 

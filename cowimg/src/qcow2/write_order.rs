@@ -25,7 +25,7 @@ use super::metadata::{Freed, Metadata, Space};
 use super::refcounts::MAX_TABLE_BYTES;
 use super::table_cache::Slice;
 use crate::error::{Error, Result};
-use crate::format::qcow2::{HostCluster, HostOffset, header_fields};
+use crate::format::qcow2::{HostCluster, HostOffset, encode_words, header_fields};
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
@@ -166,7 +166,7 @@ impl Qcow2 {
         for sector in sectors {
             let first = sector * SECTOR / 8;
             let entries = &l1.entries[first..(first + SECTOR / 8).min(l1.entries.len())];
-            let bytes = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            let bytes = encode_words(entries.iter().copied());
             let offset = HostOffset(l1.offset.get() + (sector * SECTOR) as u64);
             commit.references.push(Piece { offset, bytes, action: "write the L1 table" });
         }

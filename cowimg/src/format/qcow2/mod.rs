@@ -25,6 +25,7 @@ pub mod layout;
 pub mod refcounts;
 mod snapshot;
 mod subclusters;
+mod words;
 
 pub use address::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use bitmap::{BitmapDirectoryError, BitmapEntry, BitmapTableEntry};
@@ -40,3 +41,4 @@ pub use l2_entry::{Allocated, CompressedRun, L2Entry, L2EntryError, RawL2Entry};
 pub use refcounts::{RefcountTableEntryError, decode_refcount_table_entry};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotExtra};
 pub use subclusters::{Divided, SubclusterState, Subclusters};
+pub use words::encode_words;
