@@ -28,7 +28,7 @@ impl FilePolicy {
     /// Whether `image`, which exists, may name `file`; the error says which rule refused it. Whether there is such a file is
     /// told only of those that may be named.
     pub(super) fn check(&self, file: &Path, image: Option<&Path>) -> Result<(), &'static str> {
-        self.check_resolved(resolved(file).as_deref(), image)
+        self.judge(|| resolved(file), image)
     }
 
     /// The same once the file is open: it is judged by where the host says that it is. So a link or a folder that was exchanged
@@ -39,27 +39,35 @@ impl FilePolicy {
         file: &Path,
         image: Option<&Path>,
     ) -> Result<(), &'static str> {
-        let descriptor = Path::new("/proc/self/fd").join(opened.file().as_raw_fd().to_string());
-        // Where the host has no such folder the name is all that there is.
-        let place = std::fs::read_link(descriptor).ok().filter(|place| place.is_absolute());
-        self.check_resolved(place.or_else(|| resolved(file)).as_deref(), image)
+        let place = || {
+            let descriptor = Path::new("/proc/self/fd").join(opened.file().as_raw_fd().to_string());
+            // Where the host has no such folder the name is all that there is.
+            let place = std::fs::read_link(descriptor).ok().filter(|place| place.is_absolute());
+            place.or_else(|| resolved(file))
+        };
+        self.judge(place, image)
     }
 
-    fn check_resolved(&self, file: Option<&Path>, image: Option<&Path>) -> Result<(), &'static str> {
+    /// Judges a file by its place, for which the host is asked only where the answer depends on it.
+    fn judge(
+        &self,
+        place: impl FnOnce() -> Option<PathBuf>,
+        image: Option<&Path>,
+    ) -> Result<(), &'static str> {
         match self {
             FilePolicy::AllowAll => Ok(()),
             FilePolicy::DenyAll => Err("no other file may be named"),
             FilePolicy::SameFolder => {
                 let folder = image.and_then(|image| image.canonicalize().ok());
                 let folder = folder.as_deref().and_then(Path::parent);
-                match (folder, file) {
+                match (folder, place()) {
                     (Some(folder), Some(file)) if file.starts_with(folder) => Ok(()),
                     _ => Err("only files in the image's own folder may be named"),
                 }
             }
             FilePolicy::AllowList(allowed) => {
-                let is_listed =
-                    |entry: &PathBuf| file.is_some() && entry.canonicalize().ok().as_deref() == file;
+                let file = place();
+                let is_listed = |entry: &PathBuf| file.is_some() && entry.canonicalize().ok() == file;
                 if allowed.iter().any(is_listed) {
                     Ok(())
                 } else {
