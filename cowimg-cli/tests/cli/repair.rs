@@ -6,13 +6,15 @@ use crate::qemu_tools::damage::{Kind, Sound};
 use crate::workbench::{Run, Workbench};
 
 /// Images whose check ends with another code than qemu-img's, which does not open the first two: ours says what is wrong.
-const CHECKED_OTHERWISE: [&str; 4] = [
+const CHECKED_OTHERWISE: [&str; 5] = [
     "bitmap table entry within a cluster",
     "bitmap table entry with a reserved bit",
     // There the header is read as the table.
     "refcount table nowhere",
     // There what lies past the end of the file is read as entries.
     "an L1 table far longer than it is",
+    // There the header is read as the table.
+    "L1 table in the header",
 ];
 
 /// Images in which one field makes more or fewer findings than in qemu-img.
@@ -20,7 +22,7 @@ const REPORTED_OTHERWISE: [&str; 2] =
     ["snapshot's L1 table in the header", "an L1 table far longer than it is"];
 
 /// Images that qemu-img repairs and counts otherwise: how many contradictions one field makes.
-const COUNTED_OTHERWISE: [&str; 14] = [
+const COUNTED_OTHERWISE: [&str; 16] = [
     // Moved away from the table, where qemu-img lets a table and data share a cluster.
     "L2 entry to its own table",
     "L2 entry to the L1 table",
@@ -41,6 +43,9 @@ const COUNTED_OTHERWISE: [&str; 14] = [
     // The snapshot's name is found again.
     "snapshot with too much extra data",
     "snapshot with endless extra data",
+    // The table is found again, and what was no table counts.
+    "L1 table at an L2 table",
+    "an L1 table that goes on over what follows it",
 ];
 
 /// qemu-img's repair loses the snapshots of an image with an unknown autoclear bit.
