@@ -11,6 +11,7 @@ use crate::args::format_options::{FormatOptions, options_of};
 use crate::args::image::{parse_format, parse_path};
 use crate::args::key_values::KeyValues;
 use crate::args::object::Objects;
+use crate::commands::create::over_whole_chain;
 use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, note, warn};
@@ -116,10 +117,7 @@ pub(crate) fn run(args: &Args, out: &mut Console) -> Result<ExitCode, Failure> {
 
 /// What is wrong below a base that is itself sound.
 fn broken_chain(names: &[PathBuf], wanted: &CreateOptions) -> Option<cowimg::Error> {
-    let backing = wanted.backing.clone().filter(|backing| backing.verification == Verification::Verify)?;
-    let backing = BackingOptions { verification: Verification::VerifyChain, ..backing };
-    let chain = CreateOptions { backing: Some(backing), ..wanted.clone() };
-    cowimg::plan(names.first()?, &chain).err()
+    cowimg::plan(names.first()?, &over_whole_chain(wanted)?).err()
 }
 
 /// Makes the images, all or none.

@@ -164,15 +164,20 @@ fn plan_over_chain(
     file: &Path,
     wanted: &CreateOptions,
 ) -> Result<(CreatePlan, Option<cowimg::Error>), Failure> {
-    let base_alone = |backing: &&BackingOptions| backing.verification == Verification::Verify;
-    let Some(backing) = wanted.backing.as_ref().filter(base_alone) else {
+    let Some(whole) = over_whole_chain(wanted) else {
         return Ok((cowimg::plan(file, wanted)?, None));
     };
-    let backing = BackingOptions { verification: Verification::VerifyChain, ..backing.clone() };
-    match cowimg::plan(file, &CreateOptions { backing: Some(backing), ..wanted.clone() }) {
+    match cowimg::plan(file, &whole) {
         Ok(plan) => Ok((plan, None)),
         Err(error) => Ok((cowimg::plan(file, wanted)?, Some(error))),
     }
+}
+
+/// The same options with a look at all that is below the base; none where not even the base is looked at, or all is anyway.
+pub(super) fn over_whole_chain(wanted: &CreateOptions) -> Option<CreateOptions> {
+    let backing = wanted.backing.clone().filter(|backing| backing.verification == Verification::Verify)?;
+    let backing = BackingOptions { verification: Verification::VerifyChain, ..backing };
+    Some(CreateOptions { backing: Some(backing), ..wanted.clone() })
 }
 
 /// Makes the image. One that is stopped leaves nothing behind, unless it was to be written over what was there.
