@@ -1,7 +1,7 @@
 //! Links the release program statically where this machine can: an empty program starts in 0.59 ms instead of
-//! 0.78, since no library is looked for, mapped and bound. It stays position independent. Code is the same either way, and so is every other build:
-//! debug ones, tests, other systems, cross builds, and machines without the archives (libc.a and its like, which some
-//! distributions pack separately).
+//! 0.78, since no library is looked for, mapped and bound. It stays position independent. Code is the same either way, and
+//! so is every other build: debug ones, tests, other systems, cross builds, and machines without the archives (libc.a and
+//! its like, which some distributions pack separately).
 //!
 //! The target feature `crt-static` would be the usual way. It holds for all crates of a build, and Cargo has no place
 //! for it that leaves procedural macros out. So the names under which the linker finds shared libraries lead to the

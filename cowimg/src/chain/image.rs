@@ -248,8 +248,8 @@ impl Image {
     }
 
     /// Changes the size of the disk to `new_size` bytes, which for qcow2 images is a multiple of 512. A part that is new
-    /// reads as zeroes (in a LUKS image as noise), whatever a larger backing file has there; what lies past a smaller end is lost, and its space goes
-    /// back to the host.
+    /// reads as zeroes (in a LUKS image as noise), whatever a larger backing file has there; what lies past a smaller end
+    /// is lost, and its space goes back to the host.
     ///
     /// The new size is durable when the call returns. A crash before leaves the old size or the new one; where the disk
     /// was to become smaller, parts beyond the new end may read as zeroes already. Calls that change the disk wait.
