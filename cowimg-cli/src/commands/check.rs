@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-use cowimg::check::{CheckReport, CheckedFile, Finding, Repair, RepairPlan, RepairReport, Structure};
+use cowimg::check::{
+    CheckReport, CheckedFile, Finding, RefcountTableProblem, Repair, RepairPlan, RepairReport, Structure,
+};
 use cowimg::progress::Control;
 use cowimg::{Access, CacheMode, ErrorKind, Format};
 
@@ -171,8 +173,12 @@ fn ends_there(report: &CheckReport, repair: Option<Repair>) -> bool {
         | Finding::PastEnd { what: Structure::BitmapDirectory, .. }
         | Finding::HeaderField { .. } => true,
         // A block past the end of the file has no use there, and does no harm.
-        Finding::RefcountTableEntry { why, .. } => repair == Some(Repair::Leaks) && !why.contains("past the"),
-        Finding::RefcountTooLow { refcount: 0, .. }
+        Finding::RefcountTableEntry {
+            problem: RefcountTableProblem::PastLimit | RefcountTableProblem::PastEnd,
+            ..
+        } => false,
+        Finding::RefcountTableEntry { .. }
+        | Finding::RefcountTooLow { refcount: 0, .. }
         | Finding::RefcountsUnknown { .. }
         | Finding::SharedRefcountBlock { .. } => repair == Some(Repair::Leaks),
         _ => false,

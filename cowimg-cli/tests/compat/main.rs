@@ -25,6 +25,8 @@
 //! * a repair of images whose refcount blocks are missing, and `-r leaks` where qemu-img gives up because of them;
 //! * `measure` of a version that is given as `v2` or `v3`, which qemu-img 10.0.2 takes in `create` only, and of a raw image
 //!   with an option whose value is none, which it does not look at;
+//! * a description of an image (`--image-opts`, `json:`) that names a secret which is not given: refused here whether the
+//!   image needs it or not;
 //! * several actions of `bitmap` of which a later one makes no sense, where qemu-img does the earlier ones;
 //! * a relative backing file's name after `file:`, which starts at the process's folder in QEMU and at the image's here;
 //! * the lines of `-p` between the first and the last of a commit, whose number differs from run to run in qemu-img (40 to 53

@@ -4,8 +4,11 @@ use std::ops::Range;
 
 use super::issue::Finding;
 use super::ledger::{Ledger, Role, Subject};
+use super::sites::RefcountTableProblem;
 use super::stored::{Block, StoredRefcounts};
-use crate::format::qcow2::{HostCluster, decode_refcount_table_entry, refcounts};
+use crate::format::qcow2::{
+    Geometry, HostCluster, HostOffset, RefcountTableEntryError, decode_refcount_table_entry, refcounts,
+};
 
 /// Bytes of a refcount block that are compared at a time.
 const PIECE: u64 = 64 << 10;
@@ -15,25 +18,21 @@ const PIECE: u64 = 64 << 10;
 pub(super) fn refcount_blocks(subject: &Subject<'_>, stored: &StoredRefcounts<'_>, ledger: &mut Ledger) {
     let geometry = subject.geometry;
     for (index, &entry) in (0..).zip(stored.table()).filter(|&(_, &entry)| entry != 0) {
-        let host = match decode_refcount_table_entry(entry, &geometry) {
-            _ if refcounts::table_entry_reserved_bits(entry) != 0 => Err("reserved bits are set"),
-            decoded => decoded.map_err(|error| error.why()),
-        };
-        let host = match host {
+        let host = match block_of(entry, &geometry) {
             Ok(None) => continue,
             Ok(Some(host)) => host,
-            Err(why) => {
+            Err(problem) => {
                 ledger.needs_rebuild = true;
-                ledger.report(Finding::RefcountTableEntry { index, entry, why });
+                ledger.report(Finding::RefcountTableEntry { index, entry, problem });
                 continue;
             }
         };
         let cluster = geometry.host_cluster(host).0;
         if cluster >= ledger.references.clusters() {
-            let why = "the refcount block lies past the end of the file";
+            let problem = RefcountTableProblem::PastEnd;
             ledger.needs_rebuild = true;
             ledger.remember_past_end(host.0, geometry.cluster_size());
-            ledger.report(Finding::RefcountTableEntry { index, entry, why });
+            ledger.report(Finding::RefcountTableEntry { index, entry, problem });
             continue;
         }
         ledger.add(Role::Refcounts, cluster, 1);
@@ -45,6 +44,17 @@ pub(super) fn refcount_blocks(subject: &Subject<'_>, stored: &StoredRefcounts<'_
     }
     let structures = ledger.refcounts.counted(0..ledger.refcounts.clusters());
     ledger.needs_rebuild |= { structures }.any(|cluster| ledger.references.get(cluster) > 1);
+}
+
+/// The refcount block that an entry names.
+fn block_of(entry: u64, geometry: &Geometry) -> Result<Option<HostOffset>, RefcountTableProblem> {
+    if refcounts::table_entry_reserved_bits(entry) != 0 {
+        return Err(RefcountTableProblem::ReservedBits);
+    }
+    decode_refcount_table_entry(entry, geometry).map_err(|error| match error {
+        RefcountTableEntryError::Unaligned { .. } => RefcountTableProblem::Unaligned,
+        RefcountTableEntryError::PastLimit { .. } => RefcountTableProblem::PastLimit,
+    })
 }
 
 /// Compares, and returns the offset at which the highest cluster in use ends.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::sites::{L1Problem, L1Site, L2Problem, L2Site, SnapshotProblem, Structure};
+use super::sites::{L1Problem, L1Site, L2Problem, L2Site, RefcountTableProblem, SnapshotProblem, Structure};
 use super::snapshot_mend::is_about_snapshots;
 
 /// What a finding means for the image.
@@ -92,7 +92,7 @@ pub enum Finding {
         /// The entry as stored.
         entry: u64,
         /// What is wrong with it.
-        why: &'static str,
+        problem: RefcountTableProblem,
     },
     /// The header's pointer to a table is not one, or the header says impossible things about the table.
     HeaderField {
@@ -248,8 +248,8 @@ impl fmt::Display for Finding {
                 "ERROR no refcounts for {clusters} clusters from {first_cluster} on: refcount block {block} at offset \
                  {host:#x}: {why}"
             ),
-            Finding::RefcountTableEntry { index, entry, why } => {
-                write!(f, "ERROR refcount table entry {index} ({entry:#x}): {why}")
+            Finding::RefcountTableEntry { index, entry, problem } => {
+                write!(f, "ERROR refcount table entry {index} ({entry:#x}): {problem}")
             }
             Finding::PastEnd { what, host, len, file_len } => write!(
                 f,

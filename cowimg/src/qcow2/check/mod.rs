@@ -61,7 +61,7 @@ pub use issue::{CheckIssue, Finding, Severity};
 pub use plan::{PlannedStep, RepairPlan, plan_storage, plan_storage_with};
 pub use remedy::Remedy;
 pub use repair::{Repair, RepairReport, repair_storage, repair_storage_with};
-pub use sites::{L1Problem, L1Site, L2Problem, L2Site, SnapshotProblem, Structure};
+pub use sites::{L1Problem, L1Site, L2Problem, L2Site, RefcountTableProblem, SnapshotProblem, Structure};
 
 /// What a check found. Clusters are counted as the image's own, whatever a backing file has.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -64,6 +64,31 @@ impl fmt::Display for SnapshotProblem {
     }
 }
 
+/// What is wrong with an entry of the refcount table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RefcountTableProblem {
+    /// Bits are set that are reserved.
+    ReservedBits,
+    /// The refcount block does not start at a cluster boundary.
+    Unaligned,
+    /// The refcount block lies past the largest offset that a file can have.
+    PastLimit,
+    /// The refcount block lies past the end of the file.
+    PastEnd,
+}
+
+impl fmt::Display for RefcountTableProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RefcountTableProblem::ReservedBits => "reserved bits are set",
+            RefcountTableProblem::Unaligned => "the refcount block does not start at a cluster boundary",
+            RefcountTableProblem::PastLimit => "the refcount block lies past the largest file offset",
+            RefcountTableProblem::PastEnd => "the refcount block lies past the end of the file",
+        })
+    }
+}
+
 /// An entry of an L1 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct L1Site {
