@@ -40,11 +40,11 @@ bench: test-needs ## Measure whole commands beside qemu-img, then the library's 
 	$(CARGO) run --release -p cowimg-benches --bin side_by_side -- $(BENCH)
 	$(CARGO) bench -p cowimg-benches
 
-# Without a sanitizer: the code is safe Rust, whose mistakes are panics, and inputs run some five times as fast.
 bench-growth: ## Measure what work costs as disks and chains grow
 	$(CARGO) build --release -p cowimg-cli
 	$(CARGO) run --release -p cowimg-benches --bin side_by_side -- --growth
 
+# Without a sanitizer: the code is safe Rust, whose mistakes are panics, and inputs run some five times as fast.
 fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nightly toolchain
 	@$(CARGO) +nightly --version >/dev/null 2>&1 || { \
 	    echo "make fuzz: cargo-fuzz needs a nightly compiler: rustup toolchain install nightly" >&2; exit 1; }

@@ -15,7 +15,7 @@ use crate::console::Console;
 use crate::exit_code::ExitCode;
 use crate::failure::{Failure, warn};
 use crate::manner::Manner;
-use crate::trust;
+use crate::trust::{self, Follow, Trust};
 
 /// The help heading of options that qemu-img does not have; called as qemu-img, the program does not know them.
 pub(crate) const OURS: &str = "Options that qemu-img does not have";
@@ -47,6 +47,11 @@ struct General {
     /// is stated
     #[arg(long, global = true, help_heading = OURS)]
     untrusted: bool,
+
+    /// Which files are opened that an image names: none, those in its folder or below it, or all. Unless this is said, convert,
+    /// dd and read keep to the folder, and the others open all
+    #[arg(long, global = true, value_name = "WHAT", value_enum, hide_possible_values = true, help_heading = OURS)]
+    follow: Option<Follow>,
 }
 
 /// The commands, in the order of the help: the kind of the parsed arguments, and the module that has them.
@@ -98,13 +103,21 @@ commands! {
 /// The commands that qemu-img does not have.
 const OUR_COMMANDS: [&str; 7] = ["clone", "read", "write", "zero", "discard", "completions", "man"];
 
+impl Command {
+    /// Whether it gives what it reads from a disk to another place, where somebody else may see it.
+    fn hands_content_on(&self) -> bool {
+        matches!(self, Command::Convert(_) | Command::Dd(_) | Command::Read(_))
+    }
+}
+
 /// Parses a command line, the program's name first, and runs the command.
 pub(crate) fn run(arguments: &[OsString], console: &mut Console) -> Result<ExitCode, Failure> {
-    let (General { trace, untrusted }, command) = match parse(arguments, console.manner) {
+    let (General { trace, untrusted, follow }, command) = match parse(arguments, console.manner) {
         Ok(line) => line,
         Err(error) => return explain(&error, arguments, console),
     };
-    trust::adopt(untrusted);
+    let hands_on = !console.manner.is_strict() && command.hands_content_on();
+    trust::adopt(Trust { untrusted, follow, hands_on });
     if let Some(trace) = trace {
         check_trace(&trace)?;
         warn(&format!("-T {trace} has no effect: there is nothing here that could be traced"));

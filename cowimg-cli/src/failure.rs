@@ -180,6 +180,10 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::WrongFormat { .. } => {
             Some("Leave -f away to have the format found, or ask `cowimg info` what the file is".to_owned())
         }
+        ErrorKind::Refused { .. } => Some(
+            "--follow all opens every file that an image names: give it if you trust who made this one"
+                .to_owned(),
+        ),
         ErrorKind::RawNotStated => {
             Some("If it is the raw disk that it should be, say so: -f raw (for a backing file -F raw)".to_owned())
         }

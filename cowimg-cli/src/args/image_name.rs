@@ -19,7 +19,7 @@ use super::image_description::described;
 use crate::args::image::parse_path;
 use crate::args::option_tree::OptionTree;
 use crate::failure::{Failure, warn_probed_raw};
-use crate::trust::image_options;
+use crate::trust::{image_options, to_write};
 
 /// How a command line says what an image is, beside the name.
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,7 +132,7 @@ impl ImageName {
                 "{name}: an image in the disk of another image is only read"
             )));
         }
-        Ok(self.options.clone().access(Access::ReadWrite))
+        Ok(to_write(self.options.clone()).access(Access::ReadWrite))
     }
 }
 
