@@ -13,6 +13,10 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// What is cached of tables that are not in memory whole is bounded by
 /// [`OpenOptions::cache_size`](crate::OpenOptions::cache_size), for each layer.
+///
+/// Checking, planning and repairing ([`CheckedFile`](crate::CheckedFile), [`crate::check`]) refuse the same images for the same
+/// limits, and have [`Limits::check_bytes`] for what they count. Nothing is changed where one of them is passed before the
+/// first change. Damage is no excuse: a table that a damaged header claims is judged as soon as it is believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     metadata_bytes: u64,
@@ -20,6 +24,7 @@ pub struct Limits {
     snapshots: u32,
     bitmaps: u32,
     key_iterations: u64,
+    check_bytes: u64,
 }
 
 impl Default for Limits {
@@ -30,6 +35,7 @@ impl Default for Limits {
             snapshots: 65_536,
             bitmaps: 65_535,
             key_iterations: u64::MAX,
+            check_bytes: u64::MAX,
         }
     }
 }
@@ -37,7 +43,8 @@ impl Default for Limits {
 impl Limits {
     /// The most bytes of each table that is in memory whole: the L1 table, the refcount table, the snapshot table, the bitmap
     /// directory, and the tables of all bitmaps together; 64 MiB by default. (The format has lower ones for the first two:
-    /// 32 MiB and 8 MiB.) An L1 table has 8 bytes for each 512 MiB of disk, with clusters of 64 KiB.
+    /// 32 MiB and 8 MiB.) An L1 table has 8 bytes for each 512 MiB of disk, with clusters of 64 KiB. A repair holds the
+    /// tables to it that it makes anew. The tables of bitmaps are read in pieces by a check, and not judged there.
     #[must_use]
     pub fn metadata_bytes(self, bytes: u64) -> Limits {
         Limits { metadata_bytes: bytes, ..self }
@@ -70,6 +77,15 @@ impl Limits {
         Limits { key_iterations: iterations, ..self }
     }
 
+    /// The most bytes of memory in which a check, a plan or a repair counts references to clusters; what it takes by default.
+    /// That is half a byte for each cluster of the file that anything refers to, eight bytes with many snapshots, and
+    /// 48 bytes for each thousand clusters of the file's length.
+    /// A repair that looks for a lost L1 table may have three such counts at a time.
+    #[must_use]
+    pub fn check_bytes(self, bytes: u64) -> Limits {
+        Limits { check_bytes: bytes, ..self }
+    }
+
     /// The most layers of a chain.
     pub(crate) fn layers(&self) -> usize {
         self.chain_depth
@@ -78,6 +94,17 @@ impl Limits {
     /// The most bytes of one table.
     pub(crate) fn table_bytes(&self) -> u64 {
         self.metadata_bytes
+    }
+
+    /// The most bytes of memory of counted references.
+    pub(crate) fn count_bytes(&self) -> u64 {
+        self.check_bytes
+    }
+
+    /// Refuses counts of references that would take more bytes of memory than they may.
+    pub(crate) fn check_counts(&self, bytes: u64) -> Result<()> {
+        let what = "counting the references to its clusters";
+        check((what, "bytes of memory"), bytes, ("check_bytes", self.check_bytes))
     }
 
     /// Refuses a table that would take more bytes of memory than one may.

@@ -11,12 +11,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use cowimg::check::{Repair, check_file, plan_storage, repair_storage};
+use cowimg::check::{
+    Repair, check_file, check_storage_with, plan_storage, plan_storage_with, repair_storage,
+    repair_storage_with,
+};
 use cowimg::encryption::{LuksOptions, Passphrase};
 use cowimg::format::qcow2::layout::{
     BackingName, DataFileName, FreshEncryption, FreshParams, LazyRefcounts, Preallocation, plan,
 };
 use cowimg::format::qcow2::{CompressionType, Geometry, Version};
+use cowimg::progress::Control;
 use cowimg::storage::{MemoryStorage, Storage, StorageExt};
 use cowimg::{
     Access, ByteRange, CreateOptions, Error, ErrorKind, Format, Image, Limits, NewBitmap, NewSnapshot, Result,
@@ -338,25 +342,22 @@ fn huge_numbers_of_snapshots_bitmaps_and_extensions_cost_nothing() {
     use_it("many snapshots in a long file", 64 * MIB + USUAL + 32 * MIB, &long);
 }
 
+/// A file of half a tebibyte with nothing in it, whose clusters could all be counted.
 #[test]
-fn a_lowered_limit_is_said_by_its_name_and_holds() {
+fn counting_takes_no_more_memory_than_a_limit_says() {
     let storage = sound(9, CompressionType::Deflate);
-    let open = |limits: Limits| {
-        let options = Image::options().format(Format::Qcow2).access(Access::ReadWrite).limits(limits);
-        options.open_storage(storage.clone())
-    };
-    open(Limits::default()).expect("the default opens it").close().expect("it closes");
-    let none = || Limits::default();
-    for (name, limits) in [
-        ("metadata_bytes", none().metadata_bytes(100)),
-        ("snapshots", none().snapshots(0)),
-        ("bitmaps", none().bitmaps(0)),
-    ] {
-        let error = refusal(open(limits));
-        assert!(matches!(error.kind(), ErrorKind::OverLimit { .. }), "{error}");
-        assert!(error.to_string().contains(name), "{error}");
+    storage.set_len(1 << 39).expect("memory can be sparse");
+    let limits = Limits::default().check_bytes(1 << 20);
+    let control = Control::default();
+    let all = measured("a long file", USUAL, || {
+        let checked = check_storage_with(&*storage, &limits, &control).map(drop);
+        let planned = plan_storage_with(&*storage, Repair::All, &limits, &control).map(drop);
+        [checked, planned, repair_storage_with(&*storage, Repair::All, &limits, &control).map(drop)]
+    });
+    for result in all {
+        let error = result.expect_err("over the limit");
+        assert!(matches!(error.kind(), ErrorKind::OverLimit { name: "check_bytes", .. }), "{error}");
     }
-    open(none().metadata_bytes(4096).snapshots(1).bitmaps(1)).expect("what is enough is enough");
 }
 
 /// A key slot of four billion iterations, and a digest of as many.

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::format::probe::Format;
 use crate::progress::Control;
 use crate::qcow2::check::{
-    CheckReport, Repair, RepairPlan, RepairReport, check_storage_with, plan_storage_with, repair_storage_with,
+    CheckReport, Repair, RepairPlan, RepairReport, check_header, check_storage_with, plan_storage_with,
+    repair_storage_with,
 };
 use crate::storage::{Access, Storage};
 
@@ -26,10 +27,14 @@ pub struct CheckedFile {
 }
 
 impl CheckedFile {
-    /// Opens the file at `path`, and nothing that it names. To repair it, it takes the locks of a writer.
+    /// Opens the file at `path`, and nothing that it names. To repair it, it takes the locks of a writer. `options` say how
+    /// much the image may ask for, here and in what is done to it: see [`Limits`](crate::Limits).
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions, access: Access) -> Result<CheckedFile> {
         let purpose = Purpose::of(access);
         let top = Found::open_damaged(path.as_ref(), options, purpose)?;
+        if let Kind::Qcow2(header) = &top.kind {
+            check_header(header, &options.limits).map_err(|error| error.at_path(path.as_ref()))?;
+        }
         Ok(CheckedFile { top, options: options.clone(), purpose, held: Vec::new() })
     }
 
@@ -52,18 +57,18 @@ impl CheckedFile {
     /// Checks the image's metadata. Fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a raw image,
     /// which has none, and with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) when `control` says so.
     pub fn check(&self, control: &Control<'_>) -> Result<CheckReport> {
-        self.with_storage(|storage| check_storage_with(storage, control))
+        self.with_storage(|storage| check_storage_with(storage, &self.options.limits, control))
     }
 
     /// What [`CheckedFile::repair`] would do; see [`plan_storage`](crate::check::plan_storage).
     pub fn plan(&self, repair: Repair, control: &Control<'_>) -> Result<RepairPlan> {
-        self.with_storage(|storage| plan_storage_with(storage, repair, control))
+        self.with_storage(|storage| plan_storage_with(storage, repair, &self.options.limits, control))
     }
 
     /// Checks the image and repairs what can be repaired: see [`repair_storage`](crate::check::repair_storage). It can be
     /// cancelled before the first change, and not after it.
     pub fn repair(&mut self, repair: Repair, control: &Control<'_>) -> Result<RepairReport> {
-        self.with_storage(|storage| repair_storage_with(storage, repair, control))
+        self.with_storage(|storage| repair_storage_with(storage, repair, &self.options.limits, control))
     }
 
     fn with_storage<T>(&self, work: impl FnOnce(&dyn Storage) -> Result<T>) -> Result<T> {

@@ -20,7 +20,7 @@ use crate::extent::Extent;
 use crate::format::probe::Format;
 use crate::format::qcow2::{CompressionType, Incompatible, Snapshot};
 use crate::progress::Control;
-use crate::qcow2::check::{CheckReport, check_storage};
+use crate::qcow2::check::{CheckReport, check_storage_with};
 use crate::qcow2::{AmendOptions, NewSnapshot, Qcow2, SnapshotSelector};
 use crate::range::ByteRange;
 use crate::storage::{Access, Storage};
@@ -363,7 +363,8 @@ impl Image {
         let Some(layer) = self.layers.first() else { return Err(Error::invalid("an image has a layer")) };
         self.named(self.top.qcow2_or("has nothing to check"))?;
         self.flush()?;
-        self.named(check_storage(&*layer.found.storage))
+        let limits = &layer.found.limits;
+        self.named(check_storage_with(&*layer.found.storage, limits, &Control::default()))
     }
 
     /// Writes everything out and says whether that succeeded. Afterwards the image's file is complete and holds no

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::bitmaps::Bitmaps;
-use super::check::{Repair, repair_storage};
+use super::check::{Repair, check_header, repair_storage_with};
 use super::compressed::DecompressedCluster;
 use super::failed::Failure;
 use super::guest_data::{DataOptions, GuestData};
@@ -22,6 +22,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{CryptMethod, Geometry, Header, HeaderError, HostOffset, Incompatible, L1Entry};
 use crate::limits::Limits;
+use crate::progress::Control;
 use crate::storage::{Storage, StorageExt};
 
 /// How an image is opened.
@@ -96,11 +97,11 @@ impl Qcow2 {
         options: Qcow2Options,
     ) -> Result<Qcow2> {
         refuse_unsupported(&header, &options.data)?;
-        check_limits(&header, &options.limits)?;
+        check_header(&header, &options.limits)?;
         let data = GuestData::new(&storage, options.data);
         let mode = if options.writable { Mode::ReadWrite } else { Mode::ReadOnly };
         let header = match mode {
-            Mode::ReadWrite => without_dirt(&*storage, header)?,
+            Mode::ReadWrite => without_dirt(&*storage, header, &options.limits)?,
             Mode::ReadOnly => header,
         };
         if mode == Mode::ReadWrite {
@@ -248,15 +249,6 @@ fn map_snapshots(
     Ok(())
 }
 
-/// Refuses an image that asks for more than it may. What is not in the header is judged when it is read.
-fn check_limits(header: &Header, limits: &Limits) -> Result<()> {
-    let geometry = header.geometry();
-    limits.check_table("the L1 table", u64::from(header.l1_entries) * 8)?;
-    let refcounts = u64::from(header.refcount_table_clusters).saturating_mul(geometry.cluster_size());
-    limits.check_table("the refcount table", refcounts)?;
-    limits.check_snapshots(header.snapshot_count)
-}
-
 /// What this version cannot read without mistaking it for something else.
 fn refuse_unsupported(header: &Header, data: &DataOptions) -> Result<()> {
     let unknown = header.unknown_incompatible();
@@ -283,12 +275,12 @@ fn refuse_unsupported(header: &Header, data: &DataOptions) -> Result<()> {
 
 /// An image that was not closed after it was written with lazy refcounts gets them right before it is written again (W6).
 /// Damaged tables are not touched: what becomes of them is for somebody to decide who has asked for a repair.
-fn without_dirt(storage: &dyn Storage, header: Header) -> Result<Header> {
+fn without_dirt(storage: &dyn Storage, header: Header, limits: &Limits) -> Result<Header> {
     let is_marked = |mark| header.incompatible.contains(mark);
     if !is_marked(Incompatible::DIRTY) || is_marked(Incompatible::CORRUPT) || storage.is_read_only() {
         return Ok(header);
     }
-    repair_storage(storage, Repair::Refcounts)?;
+    repair_storage_with(storage, Repair::Refcounts, limits, &Control::default())?;
     Qcow2::read_header(storage)
 }
 

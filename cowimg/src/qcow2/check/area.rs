@@ -214,6 +214,7 @@ impl PlacedRefcounts {
                 let what = "the refcount table built anew";
                 return Err(Error::new(ErrorKind::LimitExceeded { what, bytes, limit }));
             }
+            examined.subject.limits.check_table("the refcount table built anew", bytes)?;
             let needed = geometry.clusters_for(bytes).max(1);
             if needed <= placed.table_clusters {
                 return Ok(placed);

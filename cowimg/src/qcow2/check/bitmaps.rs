@@ -15,13 +15,16 @@ use crate::format::qcow2::{BitmapEntry, BitmapTableEntry, BitmapsExtension, TABL
 use crate::storage::StorageExt;
 
 /// Counts what the bitmaps refer to.
-pub(super) fn scan(subject: &Subject<'_>, ledger: &mut Ledger) {
-    let Some(extension) = subject.header.bitmaps() else { return };
+pub(super) fn scan(subject: &Subject<'_>, ledger: &mut Ledger) -> Result<()> {
+    let Some(extension) = subject.header.bitmaps() else { return Ok(()) };
+    subject.limits.check_bitmaps(extension.count)?;
+    subject.limits.check_table("the bitmap directory", extension.directory_size)?;
     ledger.refer(Structure::BitmapDirectory, extension.directory.0, extension.directory_size);
     let bitmap_tables = read_directory(subject, ledger, &extension);
     tables::for_each_entry(subject, ledger, &bitmap_tables, |ledger, host, entry, times| {
         table_entry(subject, ledger, (host, entry), times);
     });
+    Ok(())
 }
 
 /// The tables that the directory names. What cannot be followed leaves references uncounted.

@@ -50,7 +50,7 @@ pub(super) enum Tree {
 pub(super) fn walk(subject: Subject<'_>, examined: &Examined<'_>, fixer: &mut dyn EntryFixer) -> Result<u64> {
     // What cannot be read has been reported.
     let mut unread = Ledger::new(&subject)?;
-    let snapshots = SnapshotTable::read(&subject, &mut unread);
+    let snapshots = SnapshotTable::read(&subject, &mut unread)?;
     let len = u64::from(subject.header.l1_entries) * TABLE_ENTRY_SIZE;
     let active = (subject.header.l1_table.get(), len);
     let mut walk = Walk { subject, examined, fixer, collected: BTreeMap::new(), changed: 0, failed: None };

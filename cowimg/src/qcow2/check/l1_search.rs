@@ -141,7 +141,7 @@ fn is_there(examined: &Examined<'_>, header: &Header) -> bool {
 fn trial(examined: &Examined<'_>, header: &Header) -> Result<CheckReport> {
     let subject = &examined.subject;
     let control = Control { progress: None, cancel: subject.control.cancel };
-    Ok(examine(subject.storage, header, &HeaderDamage::default(), &control)?.report)
+    Ok(examine(subject.storage, header, &HeaderDamage::default(), (subject.limits, &control))?.report)
 }
 
 /// The table in a place that nothing refers to.
@@ -157,7 +157,7 @@ fn elsewhere(examined: &Examined<'_>) -> Result<Option<FoundL1>> {
     let none = Header { l1_entries: 0, ..subject.header.clone() };
     let control = Control { progress: None, cancel: subject.control.cancel };
     let damage = HeaderDamage::default();
-    let without = examine(subject.storage, &none, &damage, &control)?;
+    let without = examine(subject.storage, &none, &damage, (subject.limits, &control))?;
     let lengths = BTreeSet::from([needed, u64::from(stated)]);
     for entries in lengths.into_iter().rev().filter(is_possible).filter_map(|entries| entries.try_into().ok())
     {

@@ -9,6 +9,7 @@ use super::references::References;
 use super::sites::Structure;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{Geometry, Header, Incompatible};
+use crate::limits::Limits;
 use crate::progress::Control;
 use crate::storage::{Storage, StorageExt, StorageExtentKind};
 
@@ -19,6 +20,8 @@ pub(super) struct Subject<'a> {
     pub(super) header: &'a Header,
     pub(super) geometry: Geometry,
     pub(super) file_len: u64,
+    /// How much the image may ask for.
+    pub(super) limits: &'a Limits,
     /// Who wants to know how far the check is, and may end it.
     pub(super) control: &'a Control<'a>,
 }
@@ -27,10 +30,11 @@ impl<'a> Subject<'a> {
     pub(super) fn new(
         storage: &'a dyn Storage,
         header: &'a Header,
+        limits: &'a Limits,
         control: &'a Control<'a>,
     ) -> Result<Subject<'a>> {
         let file_len = storage.len().map_err(|e| Error::io("get the length of the image", e))?;
-        Ok(Subject { storage, header, geometry: header.geometry(), file_len, control })
+        Ok(Subject { storage, header, geometry: header.geometry(), file_len, limits, control })
     }
 
     /// Whether guest data is in a file of its own, whose clusters have no refcounts.
@@ -98,10 +102,14 @@ pub(super) struct Ledger {
     file_len: u64,
 }
 
+/// How many sets of counts a ledger has.
+const SETS: u64 = 4;
+
 impl Ledger {
     pub(super) fn new(subject: &Subject<'_>) -> Result<Ledger> {
-        let none = || References::new(subject.geometry.clusters_for(subject.file_len));
-        Ok(Ledger {
+        let limit = subject.limits.count_bytes() / SETS;
+        let none = || References::new(subject.geometry.clusters_for(subject.file_len), limit);
+        let ledger = Ledger {
             references: none()?,
             fixed: none()?,
             refcounts: none()?,
@@ -115,7 +123,15 @@ impl Ledger {
             to_read: 0,
             cluster_bits: subject.geometry.cluster_bits(),
             file_len: subject.file_len,
-        })
+        };
+        ledger.check_counts(subject)?;
+        Ok(ledger)
+    }
+
+    /// Fails where counting has come to its limit: what was found is not all.
+    pub(super) fn check_counts(&self, subject: &Subject<'_>) -> Result<()> {
+        // The others have no page where the first has none.
+        subject.limits.check_counts(self.references.bytes().saturating_mul(SETS))
     }
 
     /// Says that so many bytes of tables are still to be read.
@@ -123,12 +139,13 @@ impl Ledger {
         self.to_read = self.to_read.saturating_add(bytes);
     }
 
-    /// Tells the caller that so many bytes of tables have been read; false once the check is to end.
+    /// Tells the caller that so many bytes of tables have been read; false once the check is to end, as the
+    /// caller wants it or as a limit does.
     pub(super) fn advance(&mut self, subject: &Subject<'_>, bytes: u64) -> bool {
         self.read = self.read.saturating_add(bytes);
         subject.control.report(self.read.min(self.to_read), self.to_read);
         self.is_cancelled |= subject.control.check().is_err();
-        !self.is_cancelled
+        !self.is_cancelled && self.check_counts(subject).is_ok()
     }
 
     /// Records a finding that counts once.

@@ -52,7 +52,8 @@ use self::header_damage::HeaderDamage;
 use self::ledger::{Ledger, Subject};
 use self::stored::StoredRefcounts;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::Header;
+use crate::format::qcow2::{Header, TABLE_ENTRY_SIZE};
+use crate::limits::Limits;
 use crate::progress::Control;
 use crate::storage::Storage;
 
@@ -107,12 +108,21 @@ struct Examined<'a> {
     report: CheckReport,
 }
 
+/// Refuses an image whose header asks for more than it may. What is not in the header is judged when it is read.
+pub(crate) fn check_header(header: &Header, limits: &Limits) -> Result<()> {
+    limits.check_table("the L1 table", u64::from(header.l1_entries) * TABLE_ENTRY_SIZE)?;
+    let refcounts =
+        u64::from(header.refcount_table_clusters).saturating_mul(header.geometry().cluster_size());
+    limits.check_table("the refcount table", refcounts)?;
+    limits.check_snapshots(header.snapshot_count)
+}
+
 /// Checks the image, with all that a repair needs to know of it.
 fn examine<'a>(
     storage: &'a dyn Storage,
     header: &'a Header,
     damage: &'a HeaderDamage,
-    control: &'a Control<'a>,
+    (limits, control): (&'a Limits, &'a Control<'a>),
 ) -> Result<Examined<'a>> {
     let unknown = header.unknown_incompatible();
     if !unknown.is_empty() {
@@ -121,17 +131,19 @@ fn examine<'a>(
             unknown.join(", ")
         )));
     }
-    let subject = Subject::new(storage, header, control)?;
+    check_header(header, limits)?;
+    let subject = Subject::new(storage, header, limits, control)?;
     let mut ledger = Ledger::new(&subject)?;
     let stored = StoredRefcounts::read(subject)?;
     damage.findings.iter().for_each(|finding| ledger.report(finding.clone()));
     ledger.complete = damage.snapshots.is_none() && !damage.bitmaps && !damage.lacks_l1();
     ledger.needs_rebuild = damage.no_refcounts;
 
-    let (tallies, stored) = scan::scan(subject, stored, &mut ledger);
+    let (tallies, stored) = scan::scan(subject, stored, &mut ledger)?;
     compare::refcount_blocks(&subject, &stored, &mut ledger);
     let image_end_offset = compare::compare(&subject, &stored, &mut ledger);
 
+    ledger.check_counts(&subject)?;
     if ledger.is_cancelled {
         return Err(Error::new(ErrorKind::Cancelled));
     }
@@ -152,11 +164,16 @@ fn examine<'a>(
 /// Checks the qcow2 image in `storage`, as it stands there: what an engine holds back must have been flushed. A header
 /// that says impossible things about refcounts, snapshots or bitmaps is a finding; fails where it cannot be read as one.
 pub fn check_storage(storage: &dyn Storage) -> Result<CheckReport> {
-    check_storage_with(storage, &Control::default())
+    check_storage_with(storage, &Limits::default(), &Control::default())
 }
 
-/// The same for a caller who wants to hear how far it is, in bytes of tables, and who may cancel it.
-pub fn check_storage_with(storage: &dyn Storage, control: &Control<'_>) -> Result<CheckReport> {
+/// The same for a caller who wants to hear how far it is, in bytes of tables, who may cancel it, and who says how much the
+/// image may ask for: more fails with [`ErrorKind::OverLimit`].
+pub fn check_storage_with(
+    storage: &dyn Storage,
+    limits: &Limits,
+    control: &Control<'_>,
+) -> Result<CheckReport> {
     let (header, damage) = header_damage::read(storage)?;
-    Ok(examine(storage, &header, &damage, control)?.report)
+    Ok(examine(storage, &header, &damage, (limits, control))?.report)
 }

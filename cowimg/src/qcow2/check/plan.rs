@@ -16,6 +16,7 @@ use super::snapshot_mend::{MendedSnapshots, is_about_snapshots};
 use super::{CheckReport, Examined, examine};
 use crate::error::Result;
 use crate::format::qcow2::Incompatible;
+use crate::limits::Limits;
 use crate::progress::Control;
 use crate::storage::Storage;
 
@@ -56,17 +57,23 @@ impl CheckIssue {
 /// Checks the qcow2 image in `storage` and says what [`super::repair_storage`] would do. Nothing is changed. Fails where
 /// the image cannot be checked.
 pub fn plan_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairPlan> {
-    plan_storage_with(storage, repair, &Control::default())
+    plan_storage_with(storage, repair, &Limits::default(), &Control::default())
 }
 
-/// The same for a caller who wants to hear how far it is, in bytes of tables, and who may cancel it.
-pub fn plan_storage_with(storage: &dyn Storage, repair: Repair, control: &Control<'_>) -> Result<RepairPlan> {
+/// The same for a caller who wants to hear how far it is, in bytes of tables, who may cancel it, and who says how much the
+/// image may ask for: more fails with [`ErrorKind::OverLimit`](crate::ErrorKind::OverLimit).
+pub fn plan_storage_with(
+    storage: &dyn Storage,
+    repair: Repair,
+    limits: &Limits,
+    control: &Control<'_>,
+) -> Result<RepairPlan> {
     let (header, damage) = header_damage::read(storage)?;
-    let examined = examine(storage, &header, &damage, control)?;
+    let examined = examine(storage, &header, &damage, (limits, control))?;
     match l1_search::find(&examined)? {
         Some(found) if repair == Repair::All => plan_with_l1(&examined, &found),
         Some(_) => Ok(plan_without_l1(&examined)),
-        None => Ok(plan(&examined, repair)),
+        None => plan(&examined, repair),
     }
 }
 
@@ -75,7 +82,8 @@ fn plan_with_l1(examined: &Examined<'_>, found: &FoundL1) -> Result<RepairPlan> 
     let damage = HeaderDamage::default();
     let subject = &examined.subject;
     let control = Control { progress: None, cancel: subject.control.cancel };
-    let rest = plan(&examine(subject.storage, &found.header, &damage, &control)?, Repair::All);
+    let limits = subject.limits;
+    let rest = plan(&examine(subject.storage, &found.header, &damage, (limits, &control))?, Repair::All)?;
     let left: HashMap<&CheckIssue, Remedy> =
         rest.steps.iter().map(|step| (&step.issue, step.remedy)).collect();
     let step = |issue: &CheckIssue| PlannedStep {
@@ -102,11 +110,11 @@ fn plan_without_l1(examined: &Examined<'_>) -> RepairPlan {
     }
 }
 
-fn plan(examined: &Examined<'_>, repair: Repair) -> RepairPlan {
+fn plan(examined: &Examined<'_>, repair: Repair) -> Result<RepairPlan> {
     let mut area = Area::new(examined);
     let mends_tables = repair == Repair::All;
     let moves = mends_tables.then(|| Moves::plan(&examined.ledger, &mut area)).flatten().unwrap_or_default();
-    let snapshots = mends_tables.then(|| MendedSnapshots::plan(examined, &mut area, &moves)).flatten();
+    let snapshots = if mends_tables { MendedSnapshots::plan(examined, &mut area, &moves)? } else { None };
     let mut planner = Planner {
         repair,
         examined,
@@ -120,7 +128,7 @@ fn plan(examined: &Examined<'_>, repair: Repair) -> RepairPlan {
     let steps = issues
         .map(|issue| PlannedStep { issue: issue.clone(), remedy: issue.remedy(&mut planner) })
         .collect();
-    RepairPlan { report: examined.report.clone(), steps, is_marked: is_marked(examined.subject.header) }
+    Ok(RepairPlan { report: examined.report.clone(), steps, is_marked: is_marked(examined.subject.header) })
 }
 
 struct Planner<'p> {

@@ -28,6 +28,25 @@ impl Page {
         Page { width, words: vec![0; (PAGE * u64::from(width) / 64) as usize].into_boxed_slice() }
     }
 
+    /// Bytes of memory of a page with counts of so many bits.
+    const fn bytes(width: u8) -> u64 {
+        PAGE * width as u64 / 8
+    }
+
+    /// Bytes of memory that a page takes more once it has a count of at most [`ASIDE`].
+    fn growth(page: Option<&Page>, count: u64) -> u64 {
+        let width = match count {
+            0 | 1 => 1,
+            2..16 => 4,
+            _ => 16,
+        };
+        match page {
+            None => Page::bytes(width),
+            Some(page) if page.width < width => Page::bytes(width) - Page::bytes(page.width),
+            Some(_) => 0,
+        }
+    }
+
     fn max(&self) -> u64 {
         (1 << self.width) - 1
     }
@@ -72,14 +91,20 @@ pub(super) struct References {
     pages: Vec<Option<Page>>,
     aside: HashMap<u64, u64>,
     clusters: u64,
+    /// Bytes of memory that this takes, or would take, and the most that it may.
+    bytes: u64,
+    limit: u64,
 }
 
 impl References {
+    /// Bytes of memory of a count that is kept aside, with its part of the map's own.
+    const ASIDE_BYTES: u64 = 32;
+
     /// The most clusters that a file may have to be checked, QEMU's limit.
     pub(super) const MAX_CLUSTERS: u64 = i32::MAX as u64;
 
-    /// No references to any of `clusters` clusters.
-    pub(super) fn new(clusters: u64) -> Result<References> {
+    /// No references to any of `clusters` clusters, in at most `limit` bytes of memory.
+    pub(super) fn new(clusters: u64, limit: u64) -> Result<References> {
         if clusters > Self::MAX_CLUSTERS {
             return Err(Error::new(ErrorKind::LimitExceeded {
                 what: "counting the references to the image's clusters",
@@ -88,8 +113,23 @@ impl References {
             }));
         }
         // One more than there are: the file may end within its last cluster.
-        let pages = (0..(clusters + 1).div_ceil(PAGE)).map(|_| None).collect();
-        Ok(References { pages, aside: HashMap::default(), clusters })
+        let pages = (clusters + 1).div_ceil(PAGE);
+        let bytes = pages * size_of::<Option<Page>>() as u64;
+        let pages = (0..if bytes > limit { 0 } else { pages }).map(|_| None).collect();
+        Ok(References { pages, aside: HashMap::default(), clusters, bytes, limit })
+    }
+
+    /// Bytes of memory that the counts take. More than they may means that some references are not counted.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether so many bytes more may be taken; they are, then.
+    fn may_take(&mut self, bytes: u64) -> bool {
+        if self.bytes <= self.limit {
+            self.bytes = self.bytes.saturating_add(bytes);
+        }
+        self.bytes <= self.limit
     }
 
     /// Clusters that have a count: those of the file, and the one after its end once it is referred to.
@@ -108,8 +148,16 @@ impl References {
 
     /// Counts `times` more. The cluster is at most the one after the file's last.
     pub(super) fn add(&mut self, cluster: u64, times: u64) {
-        let count = self.get(cluster).saturating_add(times);
-        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return };
+        let before = self.get(cluster);
+        let count = before.saturating_add(times);
+        let index = (cluster / PAGE) as usize;
+        let Some(page) = self.pages.get(index) else { return };
+        let aside = if before < ASIDE && count >= ASIDE { Self::ASIDE_BYTES } else { 0 };
+        let more = Page::growth(page.as_ref(), count.min(ASIDE)) + aside;
+        if more > 0 && !self.may_take(more) {
+            return;
+        }
+        let Some(page) = self.pages.get_mut(index) else { return };
         self.clusters = self.clusters.max(cluster + 1);
         page.get_or_insert_with(|| Page::new(1)).set(cluster % PAGE, count.min(ASIDE));
         if count >= ASIDE {
@@ -122,9 +170,9 @@ impl References {
         let mut next = clusters.start;
         while next < clusters.end {
             let count = (64 - next % 64).min(clusters.end - next);
-            let page = self.pages.get_mut((next / PAGE) as usize);
-            let has_room = page
-                .is_some_and(|page| page.get_or_insert_with(|| Page::new(1)).add_first(next % PAGE, count));
+            // A page that is not there yet is made by the other way.
+            let page = self.pages.get_mut((next / PAGE) as usize).and_then(Option::as_mut);
+            let has_room = page.is_some_and(|page| page.add_first(next % PAGE, count));
             if !has_room {
                 (next..next + count).for_each(|cluster| self.add(cluster, 1));
             }
@@ -175,7 +223,7 @@ mod tests {
 
     #[test]
     fn counts_are_exact_past_sixteen_bits() {
-        let mut references = References::new(10_000).unwrap();
+        let mut references = References::new(10_000, u64::MAX).unwrap();
         for times in [1, 65_533, 1, 1, 1 << 40] {
             references.add(7, times);
         }
@@ -187,7 +235,8 @@ mod tests {
 
     #[test]
     fn runs_count_as_their_clusters_do_one_by_one() {
-        let (mut runs, mut single) = (References::new(8192).unwrap(), References::new(8192).unwrap());
+        let (mut runs, mut single) =
+            (References::new(8192, u64::MAX).unwrap(), References::new(8192, u64::MAX).unwrap());
         for range in [3..5, 60..200, 64..128, 4000..4200, 128..129, 0..8192] {
             runs.add_each(range.clone());
             range.for_each(|cluster| single.add(cluster, 1));
@@ -196,12 +245,32 @@ mod tests {
             assert_eq!(runs.get(cluster), single.get(cluster), "cluster {cluster}");
         }
         assert_eq!((runs.common_count(0), runs.common_count(6208)), (None, Some(1)));
-        assert_eq!(References::new(8192).unwrap().common_count(64), Some(0));
+        assert_eq!(References::new(8192, u64::MAX).unwrap().common_count(64), Some(0));
+    }
+
+    #[test]
+    fn no_more_memory_is_taken_than_is_allowed_and_it_shows() {
+        let pages = 4 * size_of::<Option<Page>>() as u64;
+        let limit = pages + 2 * Page::bytes(1);
+        let mut references = References::new(3 * PAGE, limit).unwrap();
+        references.add_each(0..2 * PAGE);
+        assert_eq!((references.bytes(), references.get(2 * PAGE - 1)), (limit, 1));
+        let wider = |references: &mut References| references.add(5, 1);
+        let another = |references: &mut References| references.add_each(2 * PAGE..2 * PAGE + 64);
+        for grow in [wider, another] {
+            let mut references = References::new(3 * PAGE, limit).unwrap();
+            references.add_each(0..2 * PAGE);
+            grow(&mut references);
+            assert!(references.bytes() > limit);
+            assert_eq!(references.pages.iter().flatten().map(|page| page.width).collect::<Vec<_>>(), [1, 1]);
+        }
+        let none = References::new(3 * PAGE, pages - 1).unwrap();
+        assert!(none.bytes() > pages - 1 && none.pages.is_empty());
     }
 
     #[test]
     fn the_cluster_after_the_last_counts_once_it_is_referred_to() {
-        let mut references = References::new(4096).unwrap();
+        let mut references = References::new(4096, u64::MAX).unwrap();
         assert_eq!(references.clusters(), 4096);
         references.add(4096, 1);
         assert_eq!((references.clusters(), references.get(4096)), (4097, 1));
@@ -209,7 +278,7 @@ mod tests {
 
     #[test]
     fn memory_follows_what_is_counted_and_has_a_limit() {
-        let mut references = References::new(References::MAX_CLUSTERS).unwrap();
+        let mut references = References::new(References::MAX_CLUSTERS, u64::MAX).unwrap();
         references.add(1 << 30, 1);
         assert_eq!(references.pages.iter().flatten().count(), 1);
         let end = References::MAX_CLUSTERS;
@@ -218,7 +287,7 @@ mod tests {
         assert_eq!(references.next_counted((1 << 30) + 5..(1 << 30) + 5), None);
         assert_eq!(references.next_counted((1 << 30) + 5..end), Some((1 << 30) + 5));
         assert_eq!(references.next_counted((1 << 30) + PAGE..end), None);
-        let error = References::new(References::MAX_CLUSTERS + 1).unwrap_err();
+        let error = References::new(References::MAX_CLUSTERS + 1, u64::MAX).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::LimitExceeded { .. }));
     }
 }

@@ -32,6 +32,7 @@ use super::{CheckReport, Examined, examine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::header_fields::{self, FieldWrite};
 use crate::format::qcow2::{Autoclear, Header, Incompatible, TABLE_ENTRY_SIZE, Version};
+use crate::limits::Limits;
 use crate::progress::Control;
 use crate::storage::{Storage, StorageExt};
 
@@ -74,31 +75,36 @@ pub struct RepairReport {
 /// Fails with [`ErrorKind::ReadOnly`] on a storage that cannot be written, and where the image cannot be checked. Once the
 /// host fails to read a part of it nothing more is changed, and the repair fails: it can be repeated where reading succeeds.
 pub fn repair_storage(storage: &dyn Storage, repair: Repair) -> Result<RepairReport> {
-    repair_storage_with(storage, repair, &Control::default())
+    repair_storage_with(storage, repair, &Limits::default(), &Control::default())
 }
 
-/// The same for a caller who wants to hear how far it is, in bytes of tables, and who may cancel it before anything is
-/// changed.
+/// The same for a caller who wants to hear how far it is, in bytes of tables, who may cancel it before anything is
+/// changed, and who says how much the image may ask for: more fails with [`ErrorKind::OverLimit`].
 pub fn repair_storage_with(
     storage: &dyn Storage,
     repair: Repair,
+    limits: &Limits,
     control: &Control<'_>,
 ) -> Result<RepairReport> {
     if storage.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly));
     }
     let storage = FailStop::new(storage);
-    let repaired = repair_readable(&storage, repair, control);
+    let repaired = repair_readable(&storage, repair, (limits, control));
     storage.outcome(repaired)
 }
 
 /// The repair of an image of which everything can be read that is there.
-fn repair_readable(storage: &dyn Storage, repair: Repair, control: &Control<'_>) -> Result<RepairReport> {
-    let mut walks = Walks { storage, control, done: 0 };
+fn repair_readable(
+    storage: &dyn Storage,
+    repair: Repair,
+    (limits, control): (&Limits, &Control<'_>),
+) -> Result<RepairReport> {
+    let mut walks = Walks { storage, limits, control, done: 0 };
     let (header, damage) = header_damage::read(storage)?;
     let phase = walks.next();
     let first_control = Control { cancel: control.cancel, ..phase.control() };
-    let first = examine(storage, &header, &damage, &first_control)?;
+    let first = examine(storage, &header, &damage, (limits, &first_control))?;
     let before = first.report.clone();
     if before.is_clean() && !is_marked(&header) {
         return Ok(RepairReport { after: before.clone(), before, leaks_fixed: 0, corruptions_fixed: 0 });
@@ -111,12 +117,18 @@ fn repair_readable(storage: &dyn Storage, repair: Repair, control: &Control<'_>)
         }
         None => {}
     }
+    if repair == Repair::All {
+        // A limit that the new tables pass is met here, before anything is changed.
+        let mut area = Area::new(&first);
+        let moves = Moves::plan(&first.ledger, &mut area).unwrap_or_default();
+        MendedSnapshots::plan(&first, &mut area, &moves)?;
+    }
     if repair == Repair::All
         && let Some(sound) = SoundBitmaps::find(&first)
     {
         clear_autoclear(&first, Repair::All)?;
         if sound.write(storage)? {
-            return repair_rest(before, storage, control);
+            return repair_rest(before, storage, (limits, control));
         }
     }
     let flags_before = first.ledger.issues.copied;
@@ -145,21 +157,25 @@ fn repair_readable(storage: &dyn Storage, repair: Repair, control: &Control<'_>)
 
 /// Makes the header say what was found out about the L1 table, and repairs what is left.
 fn repair_with_l1(first: &Examined<'_>, found: &FoundL1, control: &Control<'_>) -> Result<RepairReport> {
-    let storage = first.subject.storage;
+    let (storage, limits) = (first.subject.storage, first.subject.limits);
     clear_autoclear(first, Repair::All)?;
     if found.is_short {
         let damage = HeaderDamage::default();
         let uncancelled = Control { cancel: None, progress: None };
-        mend_once(&examine(storage, &found.header, &damage, &uncancelled)?, Repair::All)?;
+        mend_once(&examine(storage, &found.header, &damage, (limits, &uncancelled))?, Repair::All)?;
     } else {
         write_field(storage, &header_fields::size_and_l1_table(&found.header))?;
     }
-    repair_rest(first.report.clone(), storage, control)
+    repair_rest(first.report.clone(), storage, (limits, control))
 }
 
 /// Repairs what is left after the first changes, which have met what `before` has.
-fn repair_rest(before: CheckReport, storage: &dyn Storage, control: &Control<'_>) -> Result<RepairReport> {
-    let rest = repair_storage_with(storage, Repair::All, &Control { cancel: None, ..*control })?;
+fn repair_rest(
+    before: CheckReport,
+    storage: &dyn Storage,
+    (limits, control): (&Limits, &Control<'_>),
+) -> Result<RepairReport> {
+    let rest = repair_storage_with(storage, Repair::All, limits, &Control { cancel: None, ..*control })?;
     Ok(RepairReport {
         leaks_fixed: before.leaks.saturating_sub(rest.after.leaks),
         corruptions_fixed: before.corruptions.saturating_sub(rest.after.corruptions),
@@ -171,6 +187,7 @@ fn repair_rest(before: CheckReport, storage: &dyn Storage, control: &Control<'_>
 /// The walks over the image that a repair makes one after the other.
 struct Walks<'a> {
     storage: &'a dyn Storage,
+    limits: &'a Limits,
     control: &'a Control<'a>,
     done: u64,
 }
@@ -213,7 +230,7 @@ fn mend_tables(first: Examined<'_>, repair: Repair, walks: &mut Walks<'_>) -> Re
         let (header, damage) = header_damage::read(storage)?;
         let phase = walks.next();
         let control = phase.control();
-        let examined = examine(storage, &header, &damage, &control)?;
+        let examined = examine(storage, &header, &damage, (walks.limits, &control))?;
         let is_last = round == MAX_ROUNDS || !needs_tables(&examined, repair);
         if is_last || !mend_once(&examined, repair)? {
             change_accounts(&examined, repair)?;
@@ -241,7 +258,7 @@ fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
     if !room_for_copies {
         area = Area::new(examined);
     }
-    let snapshots = MendedSnapshots::plan(examined, &mut area, &moves);
+    let snapshots = MendedSnapshots::plan(examined, &mut area, &moves)?;
     let placed = snapshots.as_ref().and_then(|mended| mended.place(examined, &mut area, &mut next));
     if snapshots.is_some() && placed.is_none() {
         return Err(Error::unsupported("there is no room for a new snapshot table"));
@@ -261,7 +278,7 @@ fn mend_once(examined: &Examined<'_>, repair: Repair) -> Result<bool> {
     if examined.ledger.issues.damaged.bitmaps {
         next.autoclear = next.autoclear.without(Autoclear::BITMAPS);
     }
-    let subject = Subject::new(storage, &next, examined.subject.control)?;
+    let subject = Subject::new(storage, &next, examined.subject.limits, examined.subject.control)?;
     let mut changed = walk(subject, examined, &mut mender)?;
     changed += bitmaps::mark_dirty(&subject, &examined.ledger)?;
     if changed > 0 {
@@ -333,7 +350,7 @@ fn finish(walks: &mut Walks<'_>, repair: Repair) -> Result<(CheckReport, u64)> {
     let (header, damage) = header_damage::read(storage)?;
     let phase = walks.next();
     let control = phase.control();
-    let examined = examine(storage, &header, &damage, &control)?;
+    let examined = examine(storage, &header, &damage, (walks.limits, &control))?;
     let issues = &examined.ledger.issues;
     let nothing_else = issues.check_errors == 0 && issues.corruptions == issues.copied;
     let is_allowed = match repair {
@@ -352,7 +369,7 @@ fn finish(walks: &mut Walks<'_>, repair: Repair) -> Result<(CheckReport, u64)> {
     let flags_before = issues.copied;
     let phase = walks.next();
     let control = phase.control();
-    let after = examine(storage, &header, &damage, &control)?;
+    let after = examine(storage, &header, &damage, (walks.limits, &control))?;
     Ok((after.report, flags_before.saturating_sub(after.ledger.issues.copied)))
 }
 

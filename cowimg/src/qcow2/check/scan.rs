@@ -9,6 +9,7 @@ use super::sites::{L1Problem, L1Site, Structure};
 use super::snapshots::SnapshotTable;
 use super::stored::StoredRefcounts;
 use super::tables::{self, TablePart, Tables};
+use crate::error::Result;
 use crate::format::qcow2::{Extension, L1Entry, L1EntryError, TABLE_ENTRY_SIZE};
 
 /// Counts all references except those to the refcount blocks, and looks at every entry on the way.
@@ -16,14 +17,14 @@ pub(super) fn scan<'a>(
     subject: Subject<'a>,
     stored: StoredRefcounts<'a>,
     ledger: &mut Ledger,
-) -> (Tallies, StoredRefcounts<'a>) {
+) -> Result<(Tallies, StoredRefcounts<'a>)> {
     let header = subject.header;
     let cluster_size = subject.geometry.cluster_size();
     let mut l2_tables = L2Tables::new(subject, stored);
     ledger.refer(Structure::Header, 0, cluster_size);
     active_l1(&subject, &mut l2_tables, ledger);
 
-    let snapshots = SnapshotTable::read(&subject, ledger);
+    let snapshots = SnapshotTable::read(&subject, ledger)?;
     snapshot_l1s(&subject, &snapshots.l1_tables, &mut l2_tables, ledger);
     let (tallies, stored) = l2_tables.finish(ledger);
 
@@ -34,8 +35,8 @@ pub(super) fn scan<'a>(
     if let Some((host, len)) = encryption_header(&header.extensions) {
         ledger.refer(Structure::EncryptionHeader, host, len);
     }
-    bitmaps::scan(&subject, ledger);
-    (tallies, stored)
+    bitmaps::scan(&subject, ledger)?;
+    Ok((tallies, stored))
 }
 
 fn active_l1(subject: &Subject<'_>, l2_tables: &mut L2Tables<'_>, ledger: &mut Ledger) {

@@ -15,6 +15,7 @@ use super::remedy::Remedy;
 use super::sites::SnapshotProblem;
 use super::stored::StoredRefcounts;
 use super::window::Window;
+use crate::error::Result;
 use crate::format::qcow2::{Header, HostOffset, Snapshot, TABLE_ENTRY_SIZE, Version};
 
 /// The most bytes of L1 tables that are copied: more are not shared by accident.
@@ -46,10 +47,15 @@ impl MendedSnapshots {
 
     /// What the snapshot table is to be; `None` where it may stay. Where clusters are to be copied it may be the table
     /// that claims too much.
-    pub(super) fn plan(examined: &Examined<'_>, area: &mut Area, moves: &Moves) -> Option<MendedSnapshots> {
+    pub(super) fn plan(
+        examined: &Examined<'_>,
+        area: &mut Area,
+        moves: &Moves,
+    ) -> Result<Option<MendedSnapshots>> {
         if !MendedSnapshots::is_needed(&examined.ledger) && moves.is_empty() {
-            return None;
+            return Ok(None);
         }
+        let limits = examined.subject.limits;
         let (host, count) = examined.damage.snapshots.unwrap_or_else(|| {
             let header = examined.subject.header;
             (header.snapshot_table.get(), header.snapshot_count)
@@ -62,12 +68,15 @@ impl MendedSnapshots {
         };
         let mut reader = Reader::new(examined, examined.subject.geometry.align_down(host));
         let mut stored = examined.stored.again();
-        let mut copied = 0;
+        let (mut copied, mut bytes) = (0, 0_u64);
         for index in 0..count.min(Header::MAX_SNAPSHOTS) {
             let Some((mut snapshot, as_stored)) = reader.next() else {
                 mended.is_changed = true;
                 break;
             };
+            limits.check_snapshots(index.saturating_add(1))?;
+            bytes = bytes.saturating_add(snapshot.encode().len() as u64);
+            limits.check_table("the snapshot table", bytes.min(MAX_COPIED))?;
             let remedy = mend(examined, &mut stored, &mut snapshot);
             mended.is_changed |= remedy.is_some() || !as_stored;
             mended.found_l1 |= matches!(remedy, Some(Remedy::Relink { .. } | Remedy::FitSnapshotL1));
@@ -76,7 +85,7 @@ impl MendedSnapshots {
                 continue;
             }
             if copied < MAX_COPIED
-                && let Some(bytes) = copy_l1(examined, area, &mut snapshot)
+                && let Some(bytes) = copy_l1(examined, area, &mut snapshot)?
             {
                 copied += bytes;
                 mended.is_changed = true;
@@ -84,7 +93,7 @@ impl MendedSnapshots {
             make_distinct(&mut snapshot, index, &mended.snapshots);
             mended.snapshots.push(snapshot);
         }
-        mended.is_changed.then_some(mended)
+        Ok(mended.is_changed.then_some(mended))
     }
 
     /// Takes a place for the table and says so in the header. `None` where there is no room.
@@ -217,19 +226,22 @@ fn mend(
 }
 
 /// Gives the snapshot a copy of its L1 table if that is something else as well; returns its length in bytes.
-fn copy_l1(examined: &Examined<'_>, area: &mut Area, snapshot: &mut Snapshot) -> Option<u64> {
+fn copy_l1(examined: &Examined<'_>, area: &mut Area, snapshot: &mut Snapshot) -> Result<Option<u64>> {
     let geometry = examined.subject.geometry;
     let (host, len) = (snapshot.l1_table.get(), u64::from(snapshot.l1_entries) * TABLE_ENTRY_SIZE);
     let first = host >> geometry.cluster_bits();
     let is_shared = |cluster| examined.ledger.fixed.get(cluster) > 1;
     if len == 0 || !(first..first + geometry.clusters_for(len)).any(is_shared) {
-        return None;
+        return Ok(None);
     }
+    examined.subject.limits.check_table("a snapshot's L1 table", len)?;
     let mut bytes = vec![0; len as usize];
-    examined.subject.read(&mut bytes, host).ok()?;
-    let cluster = area.table(bytes, geometry.cluster_size())?;
+    if examined.subject.read(&mut bytes, host).is_err() {
+        return Ok(None);
+    }
+    let Some(cluster) = area.table(bytes, geometry.cluster_size()) else { return Ok(None) };
     snapshot.l1_table = host_of(examined, cluster);
-    Some(len)
+    Ok(Some(len))
 }
 
 /// Gives an ID to a snapshot that has none, or another's.

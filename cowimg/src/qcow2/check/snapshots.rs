@@ -5,6 +5,7 @@ use super::ledger::{Ledger, Subject};
 use super::sites::{SnapshotProblem, Structure};
 use super::tables::Tables;
 use super::window::Window;
+use crate::error::Result;
 use crate::format::qcow2::{Header, Snapshot, TABLE_ENTRY_SIZE, Version};
 
 /// QEMU's limit on the table.
@@ -24,8 +25,9 @@ impl SnapshotTable {
         SnapshotTable { len: 0, l1_tables: Tables { what: Structure::SnapshotL1Table, places: Vec::new() } }
     }
 
-    /// Reads the table. One that makes no sense counts for nothing: what it refers to is not known.
-    pub(super) fn read(subject: &Subject<'_>, ledger: &mut Ledger) -> SnapshotTable {
+    /// Reads the table. One that makes no sense counts for nothing: what it refers to is not known. Fails where it is longer
+    /// than it may be.
+    pub(super) fn read(subject: &Subject<'_>, ledger: &mut Ledger) -> Result<SnapshotTable> {
         let count = u64::from(subject.header.snapshot_count);
         if subject.has_data_file() && count > 0 {
             ledger.report(Finding::SnapshotsWithDataFile { count });
@@ -33,19 +35,25 @@ impl SnapshotTable {
         let mut table = SnapshotTable::empty();
         let mut window = Window::new(*subject);
         for index in 0..count {
-            match table.read_entry(subject, &mut window) {
+            let read = table.read_entry(subject, &mut window);
+            subject.limits.check_table("the snapshot table", table.len.min(MAX_TABLE))?;
+            match read {
                 Ok(snapshot) => table.take(subject, ledger, index, &snapshot),
                 Err(why) => {
                     ledger.complete = false;
                     ledger.report(Finding::SnapshotTable { why: format!("entry {index}: {why}") });
-                    return SnapshotTable::empty();
+                    return Ok(SnapshotTable::empty());
                 }
             }
         }
-        table
+        Ok(table)
     }
 
-    fn read_entry(&mut self, subject: &Subject<'_>, window: &mut Window<'_>) -> Result<Snapshot, String> {
+    fn read_entry(
+        &mut self,
+        subject: &Subject<'_>,
+        window: &mut Window<'_>,
+    ) -> std::result::Result<Snapshot, String> {
         let start = self.len.next_multiple_of(8);
         let host = subject.header.snapshot_table.0.saturating_add(start);
         let bytes = window.at(host, Snapshot::MAX_LEN as u64).map_err(|error| error.to_string())?;
