@@ -14,7 +14,7 @@ FUZZ_TARGETS := header l2_entry snapshot_table bitmaps luks_header luks image qc
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-growth fuzz soak races tsan miri test-needs
+.PHONY: help demo test lint bench bench-growth bench-rivals fuzz soak races tsan miri test-needs
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,11 @@ bench: test-needs ## Measure whole commands beside qemu-img, then the library's 
 bench-growth: ## Measure what work costs as disks and chains grow
 	$(CARGO) build --release -p cowimg-cli
 	$(CARGO) run --release -p cowimg-benches --bin side_by_side -- --growth
+
+# imago is built twice, for its two ways exclude each other in one build.
+bench-rivals: test-needs ## Measure reads and writes in process beside the crates imago and qcow2-rs; BENCH=word for some
+	cd benches/rivals && $(CARGO) build --release --locked -p cowimg-rivals-imago-sync
+	cd benches/rivals && $(CARGO) run --release --locked -- $(BENCH)
 
 # Without a sanitizer: the code is safe Rust, whose mistakes are panics, and inputs run some five times as fast.
 fuzz: ## Feed hostile bytes to each decoder, FUZZ_SECONDS (60) each; needs a nightly toolchain
