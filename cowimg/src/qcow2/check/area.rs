@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Examined;
 use super::entry_walk::fix_table;
 use super::mend::Mender;
+use super::past_end::PastEnd;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{Header, HostCluster, HostOffset, L2Entry, header_fields, refcounts};
 use crate::storage::StorageExt;
@@ -38,7 +39,7 @@ enum Content {
 pub(super) struct Area {
     next: u64,
     limit: u64,
-    avoided: BTreeSet<u64>,
+    avoided: PastEnd,
     pieces: BTreeMap<u64, Content>,
     /// The refcount of each cluster that has been taken.
     counts: BTreeMap<u64, u64>,
@@ -48,14 +49,10 @@ impl Area {
     /// An empty area behind the end of the file that was examined.
     pub(super) fn new(examined: &Examined<'_>) -> Area {
         let (ledger, geometry) = (&examined.ledger, examined.subject.geometry);
-        let avoided = ledger.past_end.clone();
-        let all = L2Entry::OFFSET_LIMIT >> geometry.cluster_bits();
-        // Where more is named than was remembered, nobody knows what is beyond.
-        let limit = if ledger.past_end_is_cut() { avoided.last().map_or(all, |&last| last) } else { all };
         Area {
             next: ledger.references.clusters().max(geometry.clusters_for(examined.subject.file_len)),
-            limit,
-            avoided,
+            limit: L2Entry::OFFSET_LIMIT >> geometry.cluster_bits(),
+            avoided: ledger.past_end.clone(),
             pieces: BTreeMap::new(),
             counts: BTreeMap::new(),
         }
@@ -90,11 +87,8 @@ impl Area {
     }
 
     fn take(&mut self, count: u64) -> Option<u64> {
-        while let Some(&avoided) = self.avoided.range(self.next..self.next.checked_add(count)?).next() {
-            self.next = avoided + 1;
-        }
-        let place = self.next;
-        self.next = place.checked_add(count).filter(|&end| end <= self.limit)?;
+        let place = self.avoided.gap(self.next, count, self.limit)?;
+        self.next = place + count;
         self.counts.extend((place..self.next).map(|cluster| (cluster, 1)));
         Some(place)
     }

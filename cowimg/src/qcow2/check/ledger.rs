@@ -1,10 +1,10 @@
 //! What the walk over an image writes down: references to clusters, and findings.
 
-use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io;
 
 use super::issue::{Finding, IssueLog};
+use super::past_end::PastEnd;
 use super::references::References;
 use super::sites::Structure;
 use crate::error::{Error, Result};
@@ -70,9 +70,6 @@ pub(super) enum Role {
     Data,
 }
 
-/// The most places past the end of the file that are remembered: the nearest.
-const MAX_PAST_END: usize = 1 << 16;
-
 /// References and findings so far.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -90,9 +87,8 @@ pub(super) struct Ledger {
     pub(super) complete: bool,
     /// Whether refcounts have no place to stand in, so that they must be built anew.
     pub(super) needs_rebuild: bool,
-    /// Clusters past the end of the file that something refers to, the nearest ones: a file that grows over them would
-    /// give them a meaning.
-    pub(super) past_end: BTreeSet<u64>,
+    /// Clusters past the end of the file that something refers to.
+    pub(super) past_end: PastEnd,
     /// Whether the caller has ended the check: what was found is not all.
     pub(super) is_cancelled: bool,
     /// Bytes of tables that have been read, and those that are known to be there.
@@ -117,7 +113,7 @@ impl Ledger {
             issues: IssueLog::default(),
             complete: true,
             needs_rebuild: false,
-            past_end: BTreeSet::new(),
+            past_end: PastEnd::new(),
             is_cancelled: false,
             read: 0,
             to_read: 0,
@@ -198,25 +194,9 @@ impl Ledger {
         len > 0 && host.checked_add(len).is_some_and(|end| end < limit)
     }
 
-    /// Whether more places past the end of the file are referred to than were remembered.
-    pub(super) fn past_end_is_cut(&self) -> bool {
-        self.past_end.len() >= MAX_PAST_END
-    }
-
     /// Remembers that something refers to clusters past the end of the file.
     pub(super) fn remember_past_end(&mut self, host: u64, len: u64) {
-        let first = host >> self.cluster_bits;
         let last = host.saturating_add(len.saturating_sub(1)) >> self.cluster_bits;
-        for cluster in first..=last.min(first.saturating_add(MAX_PAST_END as u64)) {
-            if self.past_end.len() >= MAX_PAST_END
-                && self.past_end.last().is_some_and(|&last| last <= cluster)
-            {
-                return;
-            }
-            self.past_end.insert(cluster);
-            if self.past_end.len() > MAX_PAST_END {
-                self.past_end.pop_last();
-            }
-        }
+        self.past_end.add(host >> self.cluster_bits, last);
     }
 }

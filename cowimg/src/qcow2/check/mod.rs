@@ -33,6 +33,7 @@ mod l2;
 mod ledger;
 mod mend;
 mod moves;
+mod past_end;
 mod phases;
 mod plan;
 mod references;
