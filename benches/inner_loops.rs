@@ -59,7 +59,7 @@ fn find_free_clusters(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("refcounts");
     group.throughput(Throughput::Elements(last + 1));
     group.bench_function("find_free_run/only the last is free", |bencher| {
-        bencher.iter(|| refcounts::find_free_run(black_box(&block), REFCOUNT_ORDER, 0));
+        bencher.iter(|| refcounts::find_free_run(black_box(&block), REFCOUNT_ORDER, 0, 1));
     });
     group.finish();
 }

@@ -87,7 +87,7 @@ impl Allocator<'_> {
     pub(super) fn take_run(&mut self, max: u64) -> Result<Run> {
         loop {
             let from = HostCluster(self.meta.next_free);
-            let (first, len, block) = self.meta.refcounts.find_free_run(self.storage, from)?;
+            let (first, len, block) = self.meta.refcounts.find_free_run(self.storage, from, max)?;
             self.check_bounds(first, 1)?;
             if block == BlockState::Missing {
                 self.refuse_metadata(first, 1)?;
@@ -133,7 +133,7 @@ impl Allocator<'_> {
         let mut found = 0;
         while found < count {
             let next = HostCluster(start.get() + found);
-            let (first, len, _) = self.meta.refcounts.find_free_run(self.storage, next)?;
+            let (first, len, _) = self.meta.refcounts.find_free_run(self.storage, next, count - found)?;
             if first != next {
                 start = first;
                 found = 0;

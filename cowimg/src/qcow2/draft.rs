@@ -231,7 +231,7 @@ impl Draft<'_> {
         let mut found = 0;
         while found < count {
             let next = HostCluster(start.get() + found);
-            let (first, len, _) = self.present.find_free_run(&*self.image.storage, next)?;
+            let (first, len, _) = self.present.find_free_run(&*self.image.storage, next, count - found)?;
             if first != next {
                 start = first;
                 found = 0;

@@ -94,7 +94,7 @@ fn count_exceeds_space(storage: &dyn Storage, header: &Header, geometry: Geometr
     let mut at = HostCluster(0);
     // Runs of free clusters are found quickly; what lies between them is counted.
     while at.get() < end && counted < threshold {
-        let (free, len, _) = refcounts.find_free_run(storage, at)?;
+        let (free, len, _) = refcounts.find_free_run(storage, at, u64::MAX)?;
         counted += free.get().min(end).saturating_sub(at.get());
         at = HostCluster(free.get() + len);
         refcounts.evict();

@@ -204,12 +204,13 @@ impl Refcounts {
         ))
     }
 
-    /// The next run of clusters with refcount 0 at or after `from`, within one block's region, and whether that
-    /// region has no block yet.
+    /// The next run of clusters with refcount 0 at or after `from`, `most` or fewer of them within one block's region, and
+    /// whether that region has no block yet.
     pub(super) fn find_free_run(
         &mut self,
         storage: &dyn Storage,
         from: HostCluster,
+        most: u64,
     ) -> Result<(HostCluster, u64, BlockState)> {
         let geometry = self.geometry;
         let mut from = from;
@@ -217,11 +218,12 @@ impl Refcounts {
             let table_index = geometry.refcount_table_index(from);
             let index = geometry.refcount_index(from);
             let Some(block) = self.block(storage, table_index)? else {
-                return Ok((from, geometry.refcounts_per_block() - index, BlockState::Missing));
+                let rest = geometry.refcounts_per_block() - index;
+                return Ok((from, rest.min(most), BlockState::Missing));
             };
             let first_counted = geometry.first_counted(table_index).get();
             if let Some((start, len)) =
-                format_refcounts::find_free_run(&block.bytes, geometry.refcount_order(), index)
+                format_refcounts::find_free_run(&block.bytes, geometry.refcount_order(), index, most)
             {
                 return Ok((HostCluster(first_counted + start), len, BlockState::Present));
             }

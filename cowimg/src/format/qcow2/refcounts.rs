@@ -147,13 +147,15 @@ fn try_set(block: &mut [u8], order: u32, index: u64, value: u64) -> Option<()> {
     Some(())
 }
 
-/// The next run of refcounts that are 0 at or after `from`: the index of its first and the number of them.
+/// The next run of refcounts that are 0 at or after `from`: the index of its first and the number of them, at most `most`.
 ///
-/// Looks at eight bytes at a time, whatever the width, because allocation passes over full blocks with it.
-pub fn find_free_run(block: &[u8], order: u32, from: u64) -> Option<(u64, u64)> {
+/// Looks at eight bytes at a time, whatever the width, because allocation passes over full blocks with it; and at no more
+/// of a free block than is asked for, because it is asked for little very often.
+pub fn find_free_run(block: &[u8], order: u32, from: u64, most: u64) -> Option<(u64, u64)> {
     let words = Words::new(block, order)?;
-    let start = words.find(from, Lanes::first_zero)?;
-    let end = words.find(start, Lanes::first_nonzero).unwrap_or(words.entries);
+    let start = words.find(from, words.entries, Lanes::first_zero)?;
+    let last = start.saturating_add(most).min(words.entries);
+    let end = words.find(start, last, Lanes::first_nonzero).unwrap_or(last);
     Some((start, end.saturating_sub(start)))
 }
 
@@ -173,16 +175,16 @@ impl<'a> Words<'a> {
         Some(Words { block, lanes: Lanes::new(width)?, entries })
     }
 
-    /// The first entry at or after `from` that `look` finds.
-    fn find(&self, from: u64, look: fn(Lanes, u64, u32) -> Option<u32>) -> Option<u64> {
+    /// The first entry at or after `from` and before `end` that `look` finds.
+    fn find(&self, from: u64, end: u64, look: fn(Lanes, u64, u32) -> Option<u32>) -> Option<u64> {
         let per_word = u64::from(self.lanes.count);
         let first_word = from.checked_div(per_word)?;
         let mut skip = u32::try_from(from.checked_rem(per_word)?).ok()?;
         let bytes = self.block.get(usize::try_from(first_word.checked_mul(8)?).ok()?..)?;
-        for (number, word) in (first_word..).zip(bytes.chunks(8)) {
+        for (number, word) in (first_word..end.div_ceil(per_word)).zip(bytes.chunks(8)) {
             if let Some(lane) = look(self.lanes, read_word(word), skip) {
                 let entry = number.checked_mul(per_word)?.checked_add(u64::from(lane))?;
-                return (entry < self.entries).then_some(entry);
+                return (entry < end).then_some(entry);
             }
             skip = 0;
         }
@@ -308,7 +310,7 @@ mod tests {
         }
         assert_eq!(get(&[0; 64], 7, 0), None);
         assert!(!set(&mut [0; 64], 7, 0, 0));
-        assert_eq!(find_free_run(&[0; 64], 7, 0), None);
+        assert_eq!(find_free_run(&[0; 64], 7, 0, u64::MAX), None);
     }
 
     #[test]
@@ -316,16 +318,16 @@ mod tests {
         let counts = [vec![1; 9], vec![0; 30], vec![2], vec![0; 24]].concat();
         for order in ORDERS.skip(2) {
             let block = block_of(order, &counts);
-            assert_eq!(find_free_run(&block, order, 0), Some((9, 30)), "order {order}");
-            assert_eq!(find_free_run(&block, order, 20), Some((20, 19)));
-            assert_eq!(find_free_run(&block, order, 39), Some((40, 24)));
-            assert_eq!(find_free_run(&block, order, 63), Some((63, 1)));
-            assert_eq!(find_free_run(&block, order, 64), None);
-            assert_eq!(find_free_run(&block, order, u64::MAX), None);
+            assert_eq!(find_free_run(&block, order, 0, u64::MAX), Some((9, 30)), "order {order}");
+            assert_eq!(find_free_run(&block, order, 20, u64::MAX), Some((20, 19)));
+            assert_eq!(find_free_run(&block, order, 39, u64::MAX), Some((40, 24)));
+            assert_eq!(find_free_run(&block, order, 63, u64::MAX), Some((63, 1)));
+            assert_eq!(find_free_run(&block, order, 64, u64::MAX), None);
+            assert_eq!(find_free_run(&block, order, u64::MAX, u64::MAX), None);
         }
-        assert_eq!(find_free_run(&[0xff; 4096], 4, 0), None);
-        assert_eq!(find_free_run(&[0; 4096], 4, 0), Some((0, 2048)));
-        assert_eq!(find_free_run(&[], 4, 0), None);
+        assert_eq!(find_free_run(&[0xff; 4096], 4, 0, 1), None);
+        assert_eq!(find_free_run(&[0; 4096], 4, 0, u64::MAX), Some((0, 2048)));
+        assert_eq!(find_free_run(&[], 4, 0, 1), None);
     }
 
     #[test]
@@ -369,6 +371,7 @@ mod tests {
             mut block in prop::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(0x80), any::<u8>()], 0..100),
             zeroes in (any::<prop::sample::Index>(), 0_usize..60),
             from in 0_u64..900,
+            most in 1_u64..100,
         ) {
             if !block.is_empty() {
                 let start = zeroes.0.index(block.len());
@@ -379,7 +382,9 @@ mod tests {
             let expected = (from..entries)
                 .find(is_free)
                 .map(|start| (start, (start..entries).take_while(is_free).count() as u64));
-            prop_assert_eq!(find_free_run(&block, order, from), expected);
+            prop_assert_eq!(find_free_run(&block, order, from, u64::MAX), expected);
+            let short = expected.map(|(start, len)| (start, len.min(most)));
+            prop_assert_eq!(find_free_run(&block, order, from, most), short);
         }
     }
 }
