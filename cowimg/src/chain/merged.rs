@@ -5,7 +5,12 @@
 //! holds of several layers is left to the topmost of them, which asks those below it in the ordinary way; so a page is a
 //! short cut, and never the only one to know something.
 //!
-//! Nobody writes to these layers while they are open, so that a page is good for as long as the chain.
+//! Extents are told in the same way where they are short. One that goes on beyond its page is walked to, so that a large disk
+//! with little in it has no pages.
+//!
+//! Nobody writes to these layers while they are open, so that a page is good for as long as the chain. A page that cannot be
+//! made, for damage in one of the layers, is not there: the layers are asked in turn, and the damage matters to whoever
+//! comes upon it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -50,25 +55,41 @@ impl MergedDisk {
         &*self.layers[0]
     }
 
-    /// The page that holds a granule, unless there are too many.
-    fn page(&self, number: u64) -> Result<Option<Arc<Page>>> {
-        let known = self.pages.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(page) = known.get(&number) {
-            return Ok(Some(Arc::clone(page)));
+    /// The guest bytes of a page.
+    fn page_size(&self) -> u64 {
+        PAGE * self.granule
+    }
+
+    /// The page of this number, unless nobody has asked for it before.
+    fn known_page(&self, number: u64) -> Option<Arc<Page>> {
+        self.pages.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(Arc::clone)
+    }
+
+    /// The page of this number, unless there are too many or it cannot be made.
+    fn page(&self, number: u64) -> Option<Arc<Page>> {
+        if let Some(page) = self.known_page(number) {
+            return Some(page);
         }
-        if known.len() >= MOST_PAGES {
-            return Ok(None);
+        if self.pages.read().unwrap_or_else(PoisonError::into_inner).len() >= MOST_PAGES {
+            return None;
         }
-        drop(known);
-        let page = Arc::new(self.fold(number)?);
+        let page = Arc::new(self.fold(number).ok()?);
         self.pages.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&page));
-        Ok(Some(page))
+        Some(page)
+    }
+
+    /// The layer that answers at `offset`, and where the granules in a row end that it answers for.
+    fn owner(&self, page: &Page, offset: u64) -> (usize, u64) {
+        let first = (offset % self.page_size() / self.granule) as usize;
+        let owner = page[first];
+        let count = page[first..].iter().take_while(|&&other| other == owner).count() as u64;
+        (usize::from(owner), (offset / self.granule + count) * self.granule)
     }
 
     /// Asks every layer who answers for the granules of a page.
     fn fold(&self, number: u64) -> Result<Page> {
-        let start = number * PAGE * self.granule;
-        let whole = ByteRange::between(start, self.size().min(start.saturating_add(PAGE * self.granule)));
+        let start = number * self.page_size();
+        let whole = ByteRange::between(start, self.size().min(start.saturating_add(self.page_size())));
         let granules = whole.len().div_ceil(self.granule) as usize;
         let lowest = self.layers.len() - 1;
         let mut owners: Vec<Option<u16>> = vec![None; granules];
@@ -129,27 +150,34 @@ impl Disk for MergedDisk {
         if offset.saturating_add(buf.len() as u64) > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds { size: self.size() }));
         }
-        let page_size = PAGE * self.granule;
         while !buf.is_empty() {
-            let Some(page) = self.page(offset / page_size)? else {
+            let Some(page) = self.page(offset / self.page_size()) else {
                 return self.top().read_at(buf, offset);
             };
-            let first = (offset % page_size / self.granule) as usize;
-            let owner = page[first];
-            let count = page[first..].iter().take_while(|&&other| other == owner).count() as u64;
-            let end = (offset / self.granule + count) * self.granule;
+            let (owner, end) = self.owner(&page, offset);
             let len = (end - offset).min(buf.len() as u64);
             let (part, rest) = buf.split_at_mut(len as usize);
-            self.layers[usize::from(owner)].read_at(part, offset)?;
+            self.layers[owner].read_at(part, offset)?;
             offset += len;
             buf = rest;
         }
         Ok(())
     }
 
-    /// Asked of the layers in turn: extents may go far beyond a page.
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
-        self.top().extent_at(offset, max_len)
+        let number = offset / self.page_size();
+        if let Some(page) = self.known_page(number).filter(|_| offset < self.size()) {
+            let (owner, end) = self.owner(&page, offset);
+            let extent = self.layers[owner].extent_at(offset, max_len.min(end - offset))?;
+            return Ok(Extent { depth: extent.depth + owner, ..extent });
+        }
+        let extent = self.top().extent_at(offset, max_len)?;
+        let page_end = number.saturating_add(1).saturating_mul(self.page_size());
+        if extent.range.end() < page_end.min(self.size()) {
+            // More of them are to be expected here: the page answers for those.
+            self.page(number);
+        }
+        Ok(extent)
     }
 }
 
@@ -158,6 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::extent::ExtentKind;
 
     const SECTOR: u64 = 512;
 
@@ -196,9 +225,41 @@ mod tests {
             Ok((answers, ((first + alike) as u64 * SECTOR).min(range.end())))
         }
 
-        fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
-            unreachable!("nobody asks")
+        fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
+            let range = ByteRange::between(offset, self.size().min(offset + max_len));
+            let (answers, end) = self.own_part(range)?;
+            let range = ByteRange::between(offset, end);
+            let covered = self.below.as_ref().map_or(0, |below| below.size());
+            match &self.below {
+                Some(below) if !answers && offset < covered => {
+                    let extent = below.extent_at(offset, range.len().min(covered - offset))?;
+                    Ok(Extent { depth: extent.depth + 1, ..extent })
+                }
+                _ => Ok(Extent {
+                    range,
+                    kind: if answers { ExtentKind::Data } else { ExtentKind::Unallocated },
+                    depth: 0,
+                    host: answers.then_some(offset),
+                    reads_zero: false,
+                }),
+            }
         }
+    }
+
+    /// All extents, those that touch and are alike as one.
+    fn extents(disk: &dyn Disk, longest: u64) -> Vec<Extent> {
+        let mut found: Vec<Extent> = Vec::new();
+        let mut at = 0;
+        while at < disk.size() {
+            let extent = disk.extent_at(at, longest.min(disk.size() - at)).unwrap();
+            assert_eq!(extent.range.start(), at);
+            at = extent.range.end();
+            match found.last().and_then(|last| last.merged_with(&extent)) {
+                Some(merged) => *found.last_mut().unwrap() = merged,
+                None => found.push(extent),
+            }
+        }
+        found
     }
 
     fn sectors() -> impl Strategy<Value = Vec<Option<u8>>> {
@@ -233,7 +294,58 @@ mod tests {
                 prop_assert_eq!(got, expected);
             }
             prop_assert!(merged.read_at(&mut [0], size).is_err());
+            prop_assert_eq!(extents(&*merged, 40 * SECTOR), extents(&*plain, 40 * SECTOR));
         }
+
+        /// The same before anything was read, when pages are not there yet.
+        #[test]
+        fn its_extents_are_those_of_the_layers(from_below in prop::collection::vec(sectors(), FEW..8)) {
+            let mut layers: Vec<Arc<dyn Disk>> = Vec::new();
+            for own in from_below {
+                layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned() }));
+            }
+            let plain = Arc::clone(&layers[0]);
+            let merged = merged(layers, SMALLEST).unwrap();
+            prop_assert_eq!(extents(&*merged, u64::MAX / 2), extents(&*plain, u64::MAX / 2));
+        }
+    }
+
+    /// A disk that answers for nothing, and fails when it is asked.
+    #[derive(Debug)]
+    struct Broken(u64);
+
+    impl Disk for Broken {
+        fn size(&self) -> u64 {
+            self.0
+        }
+
+        fn read_at(&self, _: &mut [u8], _: u64) -> Result<()> {
+            Err(Error::invalid("broken"))
+        }
+
+        fn own_part(&self, _: ByteRange) -> Result<(bool, u64)> {
+            Err(Error::invalid("broken"))
+        }
+
+        fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
+            Err(Error::invalid("broken"))
+        }
+    }
+
+    #[test]
+    fn a_broken_layer_fails_reads_of_what_is_below_it_alone() {
+        let broken: Arc<dyn Disk> = Arc::new(Broken(16 * SECTOR));
+        let mut layers = vec![broken];
+        for own in [Some(2), Some(1)] {
+            let own = [vec![None; 8], vec![own; 8]].concat();
+            layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned() }));
+        }
+        let merged = merged(layers, SMALLEST).unwrap();
+        let mut byte = [0];
+        merged.read_at(&mut byte, 8 * SECTOR).unwrap();
+        assert_eq!(byte, [1]);
+        assert_eq!(merged.extent_at(8 * SECTOR, SECTOR).unwrap().depth, 0);
+        assert!(merged.read_at(&mut byte, 0).is_err());
     }
 
     #[test]
