@@ -11,23 +11,36 @@ use std::time::Duration;
 use crate::workbench::Workbench;
 
 /// Verbs that write to images of the template, and what they are called by. Each needs space for what it does.
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 22] = [
     "create -o preallocation=full new.raw 8M",
     "create -o preallocation=falloc new.qcow2 8M",
     "create -o preallocation=metadata,cluster_size=512 new.qcow2 64M",
+    "create -o preallocation=full,data_file=new.data new.qcow2 8M",
+    "clone -n 20 base.qcow2 new.%d.qcow2",
     "convert base.qcow2 new.qcow2",
     "convert -c base.qcow2 new.qcow2",
+    "convert -O raw base.qcow2 new.raw",
     "convert -n -f raw -O qcow2 noise.img base.qcow2",
     "dd if=base.qcow2 of=new.raw bs=64k",
     "commit top.qcow2",
     "rebase -b other.qcow2 -F qcow2 top.qcow2",
+    "rebase -b '' top.qcow2",
     "resize --preallocation=full base.qcow2 +8M",
+    "resize --preallocation=metadata many.qcow2 +8M",
+    "amend -o refcount_bits=64 base.qcow2",
     "amend -o refcount_bits=64 many.qcow2",
+    "snapshot -c new base.qcow2",
     "snapshot -c new many.qcow2",
+    "bitmap --add base.qcow2 new",
+    "bitmap --add -g 512 many.qcow2 new",
+    "check -r all hurt.qcow2",
 ];
 
+/// Where a qcow2 header has the place of the refcount table.
+const REFCOUNT_TABLE: usize = 48;
+
 /// Images on a disk of 2 MiB: base.qcow2 and other.qcow2 with different data, top.qcow2 over the base, many.qcow2 with
-/// many tables, noise.img.
+/// many tables, hurt.qcow2 which has lost its refcounts, noise.img.
 fn template() -> Workbench {
     let bench = Workbench::new();
     let state = std::iter::successors(Some(1_u32), |state| {
@@ -44,6 +57,10 @@ fn template() -> Workbench {
     bench.qemu_io("top.qcow2", &["write -q -P 4 768k 128k", "write -q -P 5 1900k 64k"]);
     bench.qemu_img("create -q -f qcow2 -o cluster_size=512 many.qcow2 2M");
     bench.qemu_io("many.qcow2", &["write -q -P 6 0 300k"]);
+    let mut hurt = fs::read(bench.path("many.qcow2")).unwrap();
+    let table = u64::from_be_bytes(hurt[REFCOUNT_TABLE..][..8].try_into().unwrap()) as usize;
+    hurt[table..][..8].fill(0);
+    fs::write(bench.path("hurt.qcow2"), hurt).unwrap();
     bench
 }
 
@@ -65,25 +82,43 @@ fn on_a_disk(bench: &Workbench, size: u32, script: &str) -> Option<Output> {
     Some(output)
 }
 
-/// Which images must read as before, seen from the folder above.
-const SAME: &str = "for image in top many other; do \
-     qemu-img compare -q disk/$image.qcow2 $image.qcow2 || echo \"$image has changed\"; done; \
-     for image in base top many other; do qemu-img check -q disk/$image.qcow2; \
-     case $? in 0|3) ;; *) echo \"$image is damaged\";; esac; done; ls -A disk; exit $code";
+/// Says what is wrong with the images in the folder disk, of which the originals are here. One that has its old bytes is as
+/// it was; of the others, those in `same` must read as before and all must be sound, hurt.qcow2 after a repair.
+fn judged(same: &str) -> String {
+    format!(
+        "for image in base top many other hurt; do cmp -s disk/$image.qcow2 $image.qcow2 && continue; \
+         [ $image = hurt ] && {program} check -q -r all disk/hurt.qcow2 >/dev/null 2>&1; \
+         qemu-img check -q disk/$image.qcow2; case $? in 0|3) ;; *) echo \"$image is damaged\";; esac; \
+         case ' {same} ' in *\" $image \"*) qemu-img compare -q disk/$image.qcow2 $image.qcow2 \
+         || echo \"$image has changed\";; esac; done; ls -A disk",
+        program = env!("CARGO_BIN_EXE_cowimg")
+    )
+}
 
-#[test]
-fn on_a_full_disk_every_verb_fails_and_leaves_sound_images() {
+/// Images that read as before whatever becomes of the verb.
+fn same_after(verb: &str) -> &'static str {
+    match verb {
+        // A part may be written already, and shows through the image above.
+        _ if verb.starts_with("convert -n") => "many other hurt",
+        // Its disk may have grown.
+        _ if verb.starts_with("resize") => "top other hurt",
+        // What is committed is in the base.
+        _ if verb.starts_with("commit") => "top many other hurt",
+        _ => "base top many other hurt",
+    }
+}
+
+/// Runs each of `verbs` on a disk with no room, and on one with a little, so that it gets further than to its first write.
+fn fill_the_disk(verbs: &[&str]) {
     let bench = template();
     let program = env!("CARGO_BIN_EXE_cowimg");
-    for verb in VERBS {
-        // Some room is left, so that each gets a little further than to its first write.
+    for verb in verbs {
         for room in [0, 24] {
-            // A new base shows through only where the image above hides it, and a part may be written already.
-            let same =
-                if verb.starts_with("convert -n") { SAME.replace("top many", "many") } else { SAME.into() };
             let script = format!(
                 "cp *.qcow2 noise.img disk; cd disk; head -c {room}k /dev/zero > room; cat /dev/zero > fill 2>/dev/null; \
-                 rm room; {program} {verb} >said 2>&1; code=$?; rm fill; cd ..; cat disk/said >&2; rm -f disk/said; {same}"
+                 rm room; {program} {verb} >said 2>&1; code=$?; rm fill; cd ..; cat disk/said >&2; rm -f disk/said; {}; \
+                 exit $code",
+                judged(same_after(verb))
             );
             let Some(output) = on_a_disk(&bench, 6000, &script) else { return };
             let said = String::from_utf8_lossy(&output.stderr);
@@ -91,6 +126,7 @@ fn on_a_full_disk_every_verb_fails_and_leaves_sound_images() {
             let context = format!("`{verb}` with {room}k: {said}{found}");
             assert!(!found.contains("changed") && !found.contains("damaged"), "{context}");
             assert!(!found.contains(".part") && output.status.signal().is_none(), "{context}");
+            assert!(!said.contains("panicked"), "{context}");
             match output.status.code() {
                 Some(1) => assert!(!found.contains("new."), "{context}"),
                 // Where so little was enough.
@@ -99,6 +135,16 @@ fn on_a_full_disk_every_verb_fails_and_leaves_sound_images() {
             }
         }
     }
+}
+
+#[test]
+fn on_a_full_disk_what_makes_images_fails_and_leaves_nothing() {
+    fill_the_disk(&VERBS[..10]);
+}
+
+#[test]
+fn on_a_full_disk_what_changes_images_fails_and_leaves_them_sound() {
+    fill_the_disk(&VERBS[10..]);
 }
 
 #[test]
@@ -137,17 +183,39 @@ fn past_the_limit_on_the_size_of_files_a_write_fails_and_the_program_lives() {
         assert!(said.contains("too large"), "`{verb}`: {said}");
         assert_eq!(bench.names(), before, "`{verb}`");
     }
-    // An image that is there cannot grow, and keeps what it has.
-    let content = fs::read(bench.path("base.qcow2")).unwrap();
-    let script = format!(
-        "ulimit -f 1024; exec {} convert -n -f raw -O qcow2 noise.img base.qcow2",
-        env!("CARGO_BIN_EXE_cowimg")
-    );
-    let output = bench.command("sh").args(["-c", &script]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(fs::read(bench.path("base.qcow2")).unwrap().len() >= content.len());
-    let check = bench.try_qemu_img(&["check", "base.qcow2"]);
-    assert!(matches!(check.code, Some(0 | 3)), "{}", check.text());
+}
+
+#[test]
+fn an_image_that_may_not_grow_keeps_what_it_has() {
+    let template = template();
+    for (verb, image) in [
+        ("convert -n -f raw -O qcow2 noise.img base.qcow2", "base.qcow2"),
+        ("snapshot -c new base.qcow2", "base.qcow2"),
+        ("snapshot -c new many.qcow2", "many.qcow2"),
+        ("bitmap --add base.qcow2 new", "base.qcow2"),
+        ("resize --preallocation=full base.qcow2 +8M", "base.qcow2"),
+        ("amend -o refcount_bits=64 base.qcow2", "base.qcow2"),
+        ("rebase -b '' top.qcow2", "top.qcow2"),
+        ("commit top.qcow2", "base.qcow2"),
+        ("check -r all hurt.qcow2", "hurt.qcow2"),
+    ] {
+        // As long as it is, in units of 512 bytes.
+        let limit = fs::metadata(template.path(image)).unwrap().len().div_ceil(512);
+        let script = format!(
+            "rm -rf disk; mkdir disk; cp *.qcow2 noise.img disk; \
+             (cd disk; ulimit -f {limit}; exec {} {verb} >/dev/null); code=$?; {}; exit $code",
+            env!("CARGO_BIN_EXE_cowimg"),
+            judged(same_after(verb))
+        );
+        let output = template.command("sh").args(["-c", &script]).output().unwrap();
+        let (said, found) =
+            (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        assert_eq!(output.status.code(), Some(1), "`{verb}`: {said} {:?}", output.status);
+        assert!(said.contains("too large"), "`{verb}`: {said}");
+        assert!(!found.contains("changed") && !found.contains("damaged"), "`{verb}`: {found}{said}");
+        let names: Vec<_> = found.lines().map(str::to_owned).collect();
+        assert!(names.iter().all(|name| template.names().contains(name)), "`{verb}`: {names:?}");
+    }
 }
 
 /// Sources that somebody cuts while they are read: an error or zeroes, and no signal from memory that is no more.
