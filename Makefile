@@ -68,6 +68,7 @@ soak: test-needs ## The library's tests SOAK_ROUNDS (20) times with random draws
 	COWIMG_CRASH_STATES=$(CRASH_STATES) COWIMG_TEST_SEED=$(SOAK_SEED) \
 	    $(CARGO) test --release -p cowimg --test crash soak -- --nocapture
 	COWIMG_KILLS=$(KILLS) COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg-cli --test cli killed -- --nocapture
+	COWIMG_FAILED_CALLS=all $(CARGO) test -p cowimg-cli --test cli failed_calls -- --nocapture
 	COWIMG_POWER_CUT=1 COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test crash power:: -- --nocapture
 	COWIMG_POWER_CUT=1 COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg-cli --test cli power:: -- --nocapture
 	COWIMG_MATRIX=all COWIMG_TEST_SEED=$(SOAK_SEED) $(CARGO) test -p cowimg --test matrix

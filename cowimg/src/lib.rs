@@ -49,8 +49,8 @@ pub mod storage;
 pub use chain::{
     BackingInfo, BackingOptions, CacheMode, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,
     Extents, FilePolicy, Image, ImageInfo, Layer, LayerChoice, LockMode, OpenOptions, Overwrite,
-    Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, create_many, inspect,
-    inspect_chain, plan,
+    Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, create_many,
+    create_many_synced, inspect, inspect_chain, plan,
 };
 pub use disk::{Disk, ResizeOptions, Shrink, ZeroMode};
 pub use error::{BitmapProblem, Error, ErrorKind, LockConflict, LockHolder, Result};

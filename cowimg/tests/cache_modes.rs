@@ -138,7 +138,9 @@ fn a_new_image_is_written_in_the_mode_that_is_asked_for() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("new.qcow2");
     let staged = StagedImage::create(&path, &CreateOptions::qcow2(SIZE)).expect("the image is created");
-    let mode = if is_refused(staged.path(), CacheMode::None) { CacheMode::Unsafe } else { CacheMode::None };
+    let other = folder.path().join("other");
+    cowimg::create(&other, &CreateOptions::qcow2(SIZE)).expect("the image is created");
+    let mode = if is_refused(&other, CacheMode::None) { CacheMode::Unsafe } else { CacheMode::None };
     let image = staged.open(&Image::options().cache_mode(mode)).expect("the image opens");
     image.write_at(&[1; 12345], 54321).expect("a write succeeds");
     image.close().expect("the image closes");

@@ -125,7 +125,7 @@ fn create(names: &[PathBuf], wanted: &CreateOptions) -> Result<cowimg::CreateRep
     let interrupt = Interrupt::listen()?;
     let display = Display::start(Wanted::Nothing);
     let control = Control { progress: Some(&display), cancel: Some(interrupt.cancel()) };
-    let made = cowimg::create_many(names, wanted, &control).map_err(|error| {
+    let made = cowimg::create_many_synced(names, wanted, &control).map_err(|error| {
         match (error.kind(), interrupt.signal()) {
             (ErrorKind::Cancelled, Some(signal)) => Failure::stopped(signal, "stopped; nothing was made"),
             _ => error.into(),

@@ -8,19 +8,29 @@ use std::time::{Duration, Instant};
 
 use crate::workbench::Workbench;
 
-/// Starts the program, under a name, in a folder that has `names` files, and waits until it has made another.
+/// Starts the program, under a name, in a folder that has `names` files, and waits until it has made another,
+/// with a name or without.
 fn started(bench: &Workbench, program: &str, line: &str) -> Child {
     let before = bench.names().len();
     let mut command = bench.command(env!("CARGO_BIN_EXE_cowimg"));
     command.arg0(program).args(line.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let start = Instant::now();
-    while bench.names().len() == before {
+    while bench.names().len() == before && !has_a_nameless_file(&child, bench) {
         assert!(child.try_wait().unwrap().is_none(), "`{line}` ended before it made a file");
         assert!(start.elapsed() < Duration::from_secs(60), "`{line}` makes no file");
         std::thread::sleep(Duration::from_millis(1));
     }
     child
+}
+
+/// Whether the program has a file of this folder open that has no name yet.
+pub(crate) fn has_a_nameless_file(child: &Child, bench: &Workbench) -> bool {
+    let folder = fs::canonicalize(bench.folder()).unwrap();
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", child.id())) else { return false };
+    let files = descriptors.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    let mut nameless = files.filter(|file| file.to_string_lossy().ends_with(" (deleted)"));
+    nameless.any(|file| file.starts_with(&folder))
 }
 
 fn stopped_by(signal: i32, child: Child) -> Output {

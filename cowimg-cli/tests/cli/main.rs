@@ -16,6 +16,7 @@ mod copy_commands;
 mod create;
 mod data_elsewhere;
 mod descriptions;
+mod failed_calls;
 mod full_disk;
 mod info;
 mod interrupted;

@@ -11,7 +11,7 @@ use super::encrypt::{Encryption, LuksOptions};
 use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
-use super::staged::{RemovedUnlessKept, StagedImage, make_data_file};
+use super::staged::{Between, RemovedUnlessKept, StagedImage, make_data_file};
 use super::walk::{Found, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::Format;
@@ -234,12 +234,12 @@ impl CreatePlan {
     pub(super) fn make_data_file(
         &self,
         overwrite: Overwrite,
-        control: &Control<'_>,
+        (control, between): (&Control<'_>, Between<'_>),
     ) -> Result<Option<RemovedUnlessKept>> {
         let Some(file) = &self.data_file else { return Ok(None) };
         let made = make_data_file(&file.path, overwrite).and_then(|(storage, made)| {
             storage.set_attributes(self.host);
-            let storage = CancellableStorage::new(Arc::new(storage), control, file.size);
+            let storage = CancellableStorage::new(between(Arc::new(storage)), control, file.size);
             storage.outcome(write_raw(&storage, file.size, self.preallocation))?;
             Ok(made)
         });

@@ -1,15 +1,18 @@
 //! Many equal images with one plan: all of them get their names, or none does.
 
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::create::{CreateOptions, CreatePlan, CreateReport, Overwrite, plan};
-use super::staged::StagedImage;
+use super::nameless::folder_of;
+use super::staged::{StagedImage, sync_folder, take_back};
 use crate::error::{Error, Result};
 use crate::progress::Control;
 
 /// Creates an image at each of `paths`, all with the same options: the children of one base, say, which is looked at
-/// once for all of them in a folder. Nothing is synced. The first images' plan is what the report tells.
+/// once for all of them in a folder. Nothing is synced: [`create_many_synced`] does that. The first images' plan is what the
+/// report tells.
 ///
 /// Each is complete before any has its name. When one cannot be made, when a name is taken, or when `control` says stop,
 /// none is there. One thing cannot be undone: with [`Overwrite::Replace`] a file whose name was taken over is gone, so
@@ -22,6 +25,30 @@ pub fn create_many<P: AsRef<Path>>(
     options: &CreateOptions,
     control: &Control<'_>,
 ) -> Result<CreateReport> {
+    let (staged, report) = stage(paths, options, control)?;
+    publish(staged, Durability::LeftToTheHost)?;
+    Ok(report)
+}
+
+/// [`create_many`], durably: all images are synced before the first has its name, and their folders when all have. After a
+/// power cut on the way any number of them may be there, each whole; when this has returned all of them are.
+pub fn create_many_synced<P: AsRef<Path>>(
+    paths: &[P],
+    options: &CreateOptions,
+    control: &Control<'_>,
+) -> Result<CreateReport> {
+    let (staged, report) = stage(paths, options, control)?;
+    sync_all(&staged, control)?;
+    publish(staged, Durability::Synced)?;
+    Ok(report)
+}
+
+/// Makes all images, none of which has its name yet.
+fn stage<P: AsRef<Path>>(
+    paths: &[P],
+    options: &CreateOptions,
+    control: &Control<'_>,
+) -> Result<(Vec<Sibling>, CreateReport)> {
     let Some(first) = paths.first().map(AsRef::as_ref) else {
         return Err(Error::invalid("no name is given for an image to be created"));
     };
@@ -31,6 +58,7 @@ pub fn create_many<P: AsRef<Path>>(
     let report = plan.report().clone();
     let mut folder = first.parent();
     let mut staged = Vec::with_capacity(paths.len());
+    let open_files = open_files();
     for path in paths.iter().map(AsRef::as_ref) {
         if path.parent() != folder {
             // The backing file's name starts there.
@@ -38,12 +66,52 @@ pub fn create_many<P: AsRef<Path>>(
             folder = path.parent();
         }
         control.check()?;
-        staged.push(Sibling::write(path, options.overwrite, &plan)?);
+        let open = if staged.len() < open_files { OpenFile::Kept } else { OpenFile::Closed };
+        staged.push(Sibling::write(path, (options.overwrite, open), &plan)?);
         control.report(staged.len() as u64, paths.len() as u64);
     }
-    publish(staged)?;
-    Ok(report)
+    Ok((staged, report))
 }
+
+/// How many of the files stay open: without a name they leave nothing behind, whatever ends the process. Half of what it may
+/// have is left to the rest of it.
+fn open_files() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(MAX_OPEN, |limit| usize::try_from(limit / 2).unwrap_or(MAX_OPEN)).min(MAX_OPEN)
+}
+
+const MAX_OPEN: usize = 1 << 16;
+
+/// Whether an image's file is open until it has its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OpenFile {
+    Kept,
+    /// It has a temporary name.
+    Closed,
+}
+
+/// Syncs the images from several threads, for a host that makes one of syncs at the same time.
+fn sync_all(staged: &[Sibling], control: &Control<'_>) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        while let Some(sibling) = staged.get(next.fetch_add(1, Ordering::Relaxed)) {
+            control.check()?;
+            sibling.image.sync()?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..SYNCS.min(staged.len())).map(|_| scope.spawn(work)).collect();
+        let first = work();
+        threads.into_iter().fold(first, |first, thread| {
+            let other = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            first.and(other)
+        })
+    })
+}
+
+/// Syncs at the same time.
+const SYNCS: usize = 16;
 
 fn refuse_what_cannot_be_many(options: &CreateOptions) -> Result<()> {
     if options.qcow2.data_file.is_some() {
@@ -59,49 +127,57 @@ fn refuse_what_cannot_be_many(options: &CreateOptions) -> Result<()> {
 struct Sibling {
     image: StagedImage,
     target: PathBuf,
-    /// Device and number of its file, by which it is told from another that has taken its name.
+    /// See [`StagedImage::identity`].
     identity: Option<(u64, u64)>,
 }
 
 impl Sibling {
-    fn write(path: &Path, overwrite: Overwrite, plan: &CreatePlan) -> Result<Sibling> {
-        let image = StagedImage::write(path, overwrite, plan)?.closed();
-        let identity = identity(image.path());
+    fn write(path: &Path, (overwrite, open): (Overwrite, OpenFile), plan: &CreatePlan) -> Result<Sibling> {
+        let image = StagedImage::write(path, overwrite, plan)?.unlocked();
+        let image = if open == OpenFile::Closed { image.closed()? } else { image };
+        let identity = image.identity();
         Ok(Sibling { image, target: path.to_path_buf(), identity })
     }
 }
 
+/// Whether names are to survive a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    Synced,
+    LeftToTheHost,
+}
+
 /// Gives all their names. Until one has replaced a file, a failure takes all of them back.
-fn publish(staged: Vec<Sibling>) -> Result<()> {
+fn publish(staged: Vec<Sibling>, durability: Durability) -> Result<()> {
     let mut named: Vec<(PathBuf, Option<(u64, u64)>)> = Vec::with_capacity(staged.len());
     let mut has_replaced = false;
+    let take_all_back = |named: &[(PathBuf, Option<(u64, u64)>)]| {
+        for (target, identity) in named {
+            take_back(target, *identity);
+        }
+    };
     for Sibling { image, target, identity } in staged {
         has_replaced |= image.replaces_a_file();
         match image.publish() {
             Ok(()) => named.push((target, identity)),
             Err(error) if has_replaced => return Err(error),
             Err(error) => {
-                for (target, identity) in &named {
-                    take_back(target, *identity);
-                }
+                take_all_back(&named);
                 return Err(error);
             }
         }
     }
-    Ok(())
-}
-
-/// Removes an image that got its name a moment ago, unless the name is somebody else's by now.
-fn take_back(target: &Path, made: Option<(u64, u64)>) {
-    if made.is_some() && identity(target) == made {
-        // What cannot be removed stays, whole.
-        let _left = std::fs::remove_file(target);
+    if durability == Durability::LeftToTheHost {
+        return Ok(());
     }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let metadata = path.symlink_metadata().ok()?;
-    Some((metadata.dev(), metadata.ino()))
+    let mut folders = BTreeSet::new();
+    let mut unsynced =
+        named.iter().map(|(target, _)| target).filter(|target| folders.insert(folder_of(target)));
+    unsynced.try_for_each(|target| sync_folder(target)).inspect_err(|_| {
+        if !has_replaced {
+            take_all_back(&named);
+        }
+    })
 }
 
 #[cfg(test)]
@@ -164,12 +240,33 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let paths = three(folder.path());
         let plan = plan(&paths[0], &CreateOptions::qcow2(1 << 20)).expect("sound options");
-        let staged =
-            paths.iter().map(|path| Sibling::write(path, Overwrite::Refuse, &plan).expect("a free name"));
-        let staged: Vec<Sibling> = staged.collect();
-        std::fs::write(&paths[2], "mine").expect("written");
-        assert!(publish(staged).is_err());
-        assert_eq!(names(folder.path()), ["c"]);
+        let how = |open| (Overwrite::Refuse, open);
+        for open in [OpenFile::Kept, OpenFile::Closed] {
+            let staged =
+                paths.iter().map(|path| Sibling::write(path, how(open), &plan).expect("a free name"));
+            let staged: Vec<Sibling> = staged.collect();
+            std::fs::write(&paths[2], "mine").expect("written");
+            assert!(publish(staged, Durability::Synced).is_err());
+            assert_eq!(names(folder.path()), ["c"]);
+            std::fs::remove_file(&paths[2]).expect("removed");
+        }
+    }
+
+    #[test]
+    fn synced_or_not_and_open_or_closed_they_are_the_same() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = three(folder.path());
+        let options = CreateOptions::qcow2(1 << 30);
+        create_many_synced(&paths, &options, &Control::default()).expect("nothing is in the way");
+        let expected = std::fs::read(&paths[0]).expect("it was made");
+        let plan = plan(&paths[0], &options).expect("sound options");
+        let closed = folder.path().join("closed");
+        let sibling = Sibling::write(&closed, (Overwrite::Refuse, OpenFile::Closed), &plan);
+        publish(vec![sibling.expect("a free name")], Durability::Synced).expect("nothing is in the way");
+        assert_eq!(names(folder.path()), ["a", "b", "c", "closed"]);
+        for path in paths.iter().chain([&closed]) {
+            assert!(std::fs::read(path).expect("it was made") == expected, "{}", path.display());
+        }
     }
 
     #[test]

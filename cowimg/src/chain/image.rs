@@ -131,6 +131,10 @@ impl Image {
         Image::assemble(Found::open(path, options, Purpose::of(options.access))?, options)
     }
 
+    pub(super) fn open_nameless(path: &Path, place: &Path, options: &OpenOptions) -> Result<Image> {
+        Image::assemble(Found::open_nameless((path, place), options, Purpose::of(options.access))?, options)
+    }
+
     pub(super) fn open_storage_with(storage: Arc<dyn Storage>, options: &OpenOptions) -> Result<Image> {
         Image::assemble(Found::of_storage(storage, options, options.access)?, options)
     }

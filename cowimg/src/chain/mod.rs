@@ -9,6 +9,8 @@ mod cancellable;
 mod check;
 mod compressed_write;
 mod create;
+#[cfg(test)]
+mod create_faults;
 mod create_many;
 mod data;
 mod encrypt;
@@ -20,6 +22,7 @@ mod image_storage;
 mod info;
 mod look;
 mod merged;
+mod nameless;
 mod names;
 mod options;
 mod policy;
@@ -33,7 +36,7 @@ pub use create::{
     BackingOptions, CreateOptions, CreatePlan, CreateReport, Overwrite, Qcow2CreateOptions, Verification,
     create, plan,
 };
-pub use create_many::create_many;
+pub use create_many::{create_many, create_many_synced};
 pub use encrypt::{Encryption, LuksOptions};
 pub use extents::Extents;
 pub use file_use::LockMode;

@@ -58,7 +58,8 @@ impl FilePolicy {
             FilePolicy::AllowAll => Ok(()),
             FilePolicy::DenyAll => Err("no other file may be named"),
             FilePolicy::SameFolder => {
-                let folder = image.and_then(|image| image.canonicalize().ok());
+                // A new image has its place before it has its name.
+                let folder = image.and_then(resolved);
                 let folder = folder.as_deref().and_then(Path::parent);
                 match (folder, place()) {
                     (Some(folder), Some(file)) if file.starts_with(folder) => Ok(()),

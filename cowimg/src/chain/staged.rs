@@ -1,17 +1,18 @@
 //! An image that has no name yet: written beside its place, and given its name when it is complete.
 
-use std::fs::Permissions;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::TempPath;
 
 use super::Image;
 use super::cancellable::CancellableStorage;
 use super::create::{CreateOptions, CreatePlan, Overwrite, plan};
 use super::file_use::CREATION;
+use super::nameless::{NamelessFile, Namesake, folder_of, rename};
 use super::options::OpenOptions;
 use crate::error::{Error, Result};
 use crate::progress::Control;
@@ -35,13 +36,16 @@ pub struct StagedImage {
 
 #[derive(Debug)]
 enum Place {
-    /// Beside the target, under a name of its own.
-    Beside(NamedTempFile),
-    /// The same; the file is not open.
+    /// In the target's folder, without its name.
+    Beside(NamelessFile),
+    /// The same; the file is not open, and has a name of its own.
     Closed(TempPath),
     /// In the target itself: a device, or a file that is to be written over.
     Target(Target),
 }
+
+/// What stands between a new image and a storage that it is written to: nothing, but in tests of what fails there.
+pub(super) type Between<'a> = &'a dyn Fn(Arc<dyn Storage>) -> Arc<dyn Storage>;
 
 /// A target that is written in place.
 #[derive(Debug)]
@@ -92,9 +96,20 @@ impl StagedImage {
         plan: &CreatePlan,
         control: &Control<'_>,
     ) -> Result<StagedImage> {
+        StagedImage::write_through(path, overwrite, plan, (control, &|storage| storage))
+    }
+
+    /// The same through what `between` makes of the storages of the image's files.
+    pub(super) fn write_through(
+        path: &Path,
+        overwrite: Overwrite,
+        plan: &CreatePlan,
+        (control, between): (&Control<'_>, Between<'_>),
+    ) -> Result<StagedImage> {
         let mut staged = StagedImage::reserve(path, overwrite).map_err(|error| error.at_path(path))?;
-        staged.data_file = plan.make_data_file(overwrite, control)?;
-        let storage = CancellableStorage::new(staged.storage(plan.host)?, control, plan.report().size);
+        staged.data_file = plan.make_data_file(overwrite, (control, between))?;
+        let storage = staged.storage(plan.host).map_err(|error| error.at_path(path))?;
+        let storage = CancellableStorage::new(between(storage), control, plan.report().size);
         storage.outcome(plan.write_to(&storage)).map_err(|error| error.at_path(path))?;
         Ok(staged)
     }
@@ -134,30 +149,36 @@ impl StagedImage {
             Ok(_) => path.canonicalize().map_err(|error| Error::io("resolve the target", error))?,
         };
         let replaced = lock_replaced(&target)?;
-        let file = tempfile::Builder::new()
-            .prefix(".cowimg-")
-            .suffix(".part")
-            .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(folder_of(&target))
-            .map_err(|error| Error::io("create the image", error))?;
+        let file = NamelessFile::beside(&target).map_err(|error| Error::io("create the image", error))?;
         Ok(StagedImage { target, overwrite, place: Place::Beside(file), data_file: None, replaced })
     }
 
     /// Opens the new image for writing. Until it has its name nobody relies on it, so that
     /// [`CacheMode::Unsafe`](super::CacheMode::Unsafe) is the mode to do that in.
     pub fn open(&self, options: &OpenOptions) -> Result<Image> {
-        let path = self.path();
-        options.clone().access(Access::ReadWrite).open(path)
+        let options = options.clone().access(Access::ReadWrite);
+        match &self.place {
+            Place::Beside(file) => Image::open_nameless(self.path(), &file.path(), &options),
+            Place::Closed(path) => Image::open_nameless(self.path(), path, &options),
+            Place::Target(_) => options.open(self.path()),
+        }
     }
 
-    /// The same without an open file, for images that wait for their names in great number. A file whose name is taken over
-    /// is not locked meanwhile.
-    pub(super) fn closed(self) -> StagedImage {
+    /// The same without an open file, for images that wait for their names in great number.
+    pub(super) fn closed(self) -> Result<StagedImage> {
         let place = match self.place {
-            Place::Beside(file) => Place::Closed(file.into_temp_path()),
+            Place::Beside(file) => {
+                let closed = file.close(&self.target);
+                Place::Closed(closed.map_err(|error| naming_failed(error, &self.target))?)
+            }
             other => other,
         };
-        StagedImage { place, replaced: None, ..self }
+        Ok(StagedImage { place, ..self })
+    }
+
+    /// The same without a lock on the file whose name is taken over, which is locked again for that.
+    pub(super) fn unlocked(self) -> StagedImage {
+        StagedImage { replaced: None, ..self }
     }
 
     /// Whether another file's name is taken over.
@@ -165,73 +186,92 @@ impl StagedImage {
         self.overwrite != Overwrite::Refuse && self.target.exists()
     }
 
-    /// Where the image is now.
+    /// The name that the image will have, by which errors call it already.
     pub fn path(&self) -> &Path {
+        &self.target
+    }
+
+    /// Device and number of the image's file, by which it is told from another that has taken its name.
+    pub(super) fn identity(&self) -> Option<(u64, u64)> {
         match &self.place {
-            Place::Beside(file) => file.path(),
-            Place::Closed(path) => path,
-            Place::Target(_) => &self.target,
+            Place::Beside(file) => {
+                file.file().metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+            }
+            Place::Closed(path) => identity_of(path),
+            Place::Target(_) => None,
         }
+    }
+
+    /// Returns when what is in the image's files survives a power cut.
+    pub(super) fn sync(&self) -> Result<()> {
+        if let Some(data_file) = &self.data_file {
+            // It has its name already.
+            sync_path(&data_file.path)?;
+            sync_folder(&data_file.path)?;
+        }
+        match &self.place {
+            Place::Beside(file) => file.file().sync_all().map_err(|error| sync_failed(error, &self.target)),
+            Place::Closed(path) => sync_path(path),
+            Place::Target(_) => sync_path(&self.target),
+        }
+    }
+
+    /// Whether a failure can be made undone by taking the name back: nobody had it before.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(self.place, Place::Beside(_) | Place::Closed(_)) && !self.replaces_a_file()
     }
 
     /// Gives the image its name, durably: what is in it survives a power cut from then on, and there is no moment in which
     /// one would leave the name with less behind it.
     pub fn publish_synced(self) -> Result<()> {
-        let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
-        let failed = |path: &Path, error| Err(Error::io("sync the new image", error).at_path(path));
-        for path in self.data_file.iter().map(|file| file.path.as_path()).chain([self.path()]) {
-            sync(path).or_else(|error| failed(path, error))?;
-        }
-        let folder = folder_of(&self.target).to_path_buf();
+        self.sync()?;
+        let (target, is_new) = (self.target.clone(), self.is_new());
+        let data_file = self.data_file.as_ref().map(|file| file.path.clone());
+        let data_file = data_file.map(|path| (identity_of(&path), path));
+        let made = self.identity();
         self.publish()?;
-        match sync(&folder) {
-            // A folder may be one to make files in and not to look at.
-            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => failed(&folder, error),
-            _ => Ok(()),
-        }
+        sync_folder(&target).inspect_err(|_| {
+            if is_new {
+                take_back(&target, made);
+                if let Some((made, path)) = &data_file {
+                    take_back(path, *made);
+                }
+            }
+        })
     }
 
     /// Gives the image its name. Nothing is synced: a power cut soon after it may leave the name with a part of the image.
     pub fn publish(self) -> Result<()> {
         let StagedImage { target, overwrite, place, data_file, mut replaced } = self;
-        if matches!(place, Place::Closed(_)) && overwrite != Overwrite::Refuse {
+        let namesake = match overwrite {
+            Overwrite::Refuse => Namesake::Stays,
+            Overwrite::Replace | Overwrite::InPlace => Namesake::Goes,
+        };
+        if replaced.is_none() && namesake == Namesake::Goes && !matches!(place, Place::Target(_)) {
             replaced = lock_replaced(&target).map_err(|error| error.at_path(&target))?;
         }
-        let named = match (place, overwrite) {
-            (Place::Target(Target::New(mut made)), _) => {
+        let named = match place {
+            Place::Target(Target::New(mut made)) => {
                 made.keep = true;
                 Ok(())
             }
-            (Place::Target(Target::Device | Target::File), _) => Ok(()),
-            (Place::Beside(file), Overwrite::Refuse) => {
-                file.persist_noclobber(&target).map(drop).map_err(|failed| failed.error)
-            }
-            (Place::Beside(file), Overwrite::Replace | Overwrite::InPlace) => {
-                file.persist(&target).map(drop).map_err(|failed| failed.error)
-            }
-            (Place::Closed(path), Overwrite::Refuse) => {
-                path.persist_noclobber(&target).map_err(|failed| failed.error)
-            }
-            (Place::Closed(path), Overwrite::Replace | Overwrite::InPlace) => {
-                path.persist(&target).map_err(|failed| failed.error)
-            }
+            Place::Target(Target::Device | Target::File) => Ok(()),
+            Place::Beside(file) => file.give_name(&target, namesake),
+            Place::Closed(path) => rename(path, &target, namesake),
         };
         // Only now: nobody finds the old file any more.
         drop(replaced);
         if let (Some(mut data_file), Ok(())) = (data_file, &named) {
             data_file.keep = true;
         }
-        named.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => name_is_taken().at_path(&target),
-            _ => Error::io("give the image its name", error).at_path(&target),
-        })
+        named.map_err(|error| naming_failed(error, &target))
     }
 
     fn storage(&self, host: HostAttributes) -> Result<Arc<dyn Storage>> {
         let io = |error| Error::io("create the image", error);
         let storage = match &self.place {
             Place::Beside(file) => {
-                let file = file.as_file().try_clone().map_err(io)?;
+                let file = file.file().try_clone().map_err(io)?;
                 let storage = FileStorage::from_file(file, Access::ReadWrite).map_err(io)?;
                 storage.set_attributes(host);
                 storage
@@ -276,9 +316,43 @@ fn make_target(path: &Path) -> Result<Target> {
     Ok(Target::New(RemovedUnlessKept { path: path.to_path_buf(), keep: false }))
 }
 
-/// The folder that a file is in.
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Returns when the names in the folder of `target` survive a power cut.
+pub(super) fn sync_folder(target: &Path) -> Result<()> {
+    let folder = folder_of(target);
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // A folder may be one to make files in and not to look at.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(sync_failed(error, folder)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_path(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| sync_failed(error, path))
+}
+
+fn sync_failed(error: io::Error, path: &Path) -> Error {
+    Error::io("sync the new image", error).at_path(path)
+}
+
+/// Device and number of the file that has this name.
+fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Removes an image that got its name a moment ago, unless the name is somebody else's by now.
+pub(super) fn take_back(target: &Path, made: Option<(u64, u64)>) {
+    if made.is_some() && identity_of(target) == made {
+        // What cannot be removed stays, whole.
+        let _left = std::fs::remove_file(target);
+    }
+}
+
+fn naming_failed(error: io::Error, target: &Path) -> Error {
+    let error = match error.kind() {
+        io::ErrorKind::AlreadyExists => name_is_taken(),
+        _ => Error::io("give the image its name", error),
+    };
+    error.at_path(target)
 }
 
 /// Locks the file at `target`, if there is one, as if it were to be written over. One that may not be opened cannot be

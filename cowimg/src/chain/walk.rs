@@ -132,6 +132,17 @@ impl Found {
         Found::of_path(path, (options, purpose), Kind::read)
     }
 
+    /// The same for a file that has no name yet and is opened at `place`; `path` is what it will be called.
+    pub(super) fn open_nameless(
+        (path, place): (&Path, &Path),
+        options: &OpenOptions,
+        purpose: Purpose,
+    ) -> Result<Found> {
+        open_file(place, options, purpose)
+            .and_then(|file| Found::of_file(path, file, (options, purpose), Kind::read))
+            .map_err(|error| error.at_path(path))
+    }
+
     fn of_path(
         path: &Path,
         (options, purpose): (&OpenOptions, Purpose),

@@ -184,6 +184,15 @@ impl FileStorage {
             Node::of(metadata.file_type())?;
         }
         let file = options.open(path)?;
+        FileStorage::opened(file, options).inspect_err(|_| {
+            if options.creation == Creation::New {
+                // It was made a moment ago, for nobody now. What cannot be removed stays, empty.
+                let _left = std::fs::remove_file(path);
+            }
+        })
+    }
+
+    fn opened(file: File, options: &FileOptions) -> io::Result<FileStorage> {
         let storage = FileStorage::from_file(file, options.access)?;
         let flags = rustix::fs::fcntl_getfl(&storage.file)?;
         rustix::fs::fcntl_setfl(&storage.file, flags - OFlags::NONBLOCK)?;
