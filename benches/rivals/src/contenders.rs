@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::work::{Failure, Kind, Measured, Work};
+use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::work::{Failure, Kind, Measured, Work, cpu_seconds};
 use crate::{cowimg_blocking, imago_tokio, qcow2_rs_tasks};
 use qcow2_rs_tasks::Engine;
 
@@ -94,6 +96,7 @@ fn qemu_img(folder: &Path, work: &Work) -> Result<Measured, Failure> {
     }
     let Work { count, depth, image, .. } = work;
     let write = if work.kind == Kind::Write { "-w" } else { "-q" };
+    let before = cpu_of_children()?;
     let output = Command::new("taskset")
         .args(["-c", "0", "timeout", PATIENCE, "qemu-img", "bench", write, "-f", "qcow2", "-t", "unsafe"])
         .args([
@@ -115,7 +118,13 @@ fn qemu_img(folder: &Path, work: &Work) -> Result<Measured, Failure> {
         .lines()
         .find_map(|line| line.strip_prefix("Run completed in ")?.strip_suffix(" seconds."))
         .ok_or("qemu-img bench told no time")?;
-    Ok(Measured { seconds: seconds.parse()?, cpu_seconds: 0.0, peak_bytes: 0.0, sum: 0 })
+    let cpu_seconds = cpu_of_children()? - before;
+    Ok(Measured { seconds: seconds.parse()?, cpu_seconds, peak_bytes: 0.0, sum: 0 })
+}
+
+/// Seconds of the processor that the processes have taken that were started here and have ended.
+fn cpu_of_children() -> Result<f64, Failure> {
+    Ok(cpu_seconds(&getrusage(UsageWho::RUSAGE_CHILDREN)?))
 }
 
 /// What a process has printed, or why it failed.

@@ -78,7 +78,8 @@ fn verify(images: &Images<'_>, row: &Row, work: &Work, measured: Measured) -> Re
     }
 }
 
-/// The medians of a contender's time of a request and of its memory, and that of cowimg's time by its, round by round.
+/// The medians of a contender's time of a request and of its memory, and those of cowimg's time and processor time by its,
+/// round by round.
 fn cells(outcomes: &[Outcome], requests: u64) -> Vec<String> {
     let ours = outcomes.first().and_then(|ours| ours.as_ref().ok());
     let cell = |(nth, outcome): (usize, &Outcome)| {
@@ -94,8 +95,11 @@ fn cells(outcomes: &[Outcome], requests: u64) -> Vec<String> {
             _ = write!(cell, ", {:.1} MB", peak / 1e6);
         }
         if let (1.., Some(ours)) = (nth, ours) {
-            let ratios = ours.iter().zip(samples).map(|(ours, theirs)| ours.seconds / theirs.seconds);
-            _ = write!(cell, ", **{:.2}**", median(ratios));
+            let ratio = |of: fn(&Measured) -> f64| {
+                median(ours.iter().zip(samples).map(|(ours, theirs)| of(ours) / of(theirs)))
+            };
+            let (time, cpu) = (ratio(|taken| taken.seconds), ratio(|taken| taken.cpu_seconds));
+            _ = write!(cell, ", **{time:.2}**, CPU {cpu:.2}");
         }
         cell
     };

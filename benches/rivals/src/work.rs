@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::unistd::Pid;
 
 /// Bytes of a request.
@@ -161,6 +161,12 @@ fn mixed(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
+/// Seconds of the processor, in the program and in the kernel for it.
+pub fn cpu_seconds(usage: &Usage) -> f64 {
+    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    of(usage.user_time()) + of(usage.system_time())
+}
+
 /// What a process has measured of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
@@ -176,10 +182,9 @@ impl Measured {
     pub fn since(started: Instant, sum: u64) -> Result<Measured, Failure> {
         let seconds = started.elapsed().as_secs_f64();
         let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-        let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         Ok(Measured {
             seconds,
-            cpu_seconds: of(usage.user_time()) + of(usage.system_time()),
+            cpu_seconds: cpu_seconds(&usage),
             peak_bytes: usage.max_rss() as f64 * 1024.0,
             sum,
         })
