@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use super::caller;
 use super::images::write;
 use super::median;
 use super::run::{Failed, Run};
@@ -11,12 +12,14 @@ use super::run::{Failed, Run};
 /// Virtual sizes.
 const SIZES: [(&str, u64); 4] =
     [("1 GiB", 1 << 30), ("64 GiB", 64 << 30), ("1 TiB", 1 << 40), ("64 TiB", 64 << 40)];
-/// Layers of a chain, up to the most that are opened unless a caller says otherwise (`Limits::chain_depth`).
-const DEPTHS: [usize; 4] = [1, 8, 64, 256];
+/// Layers of a chain. More than [`LIMIT`] are opened by a caller that says so.
+const DEPTHS: [usize; 5] = [1, 8, 64, 256, 1000];
+/// The most layers that are opened unless a caller says otherwise (`Limits::chain_depth`).
+const LIMIT: usize = 256;
 /// Clusters that a disk holds, spread evenly.
 const CLUSTERS: u64 = 1000;
 /// Requests of a run of reads or writes.
-const REQUESTS: u64 = 10_000;
+pub(crate) const REQUESTS: u64 = 10_000;
 /// The largest distance of two requests that `bench` takes.
 const LONGEST_STEP: u64 = (1 << 31) - 4096;
 /// The disk of a chain.
@@ -26,6 +29,8 @@ const CHAIN_SIZE: u64 = 256 << 20;
 struct Work {
     name: &'static str,
     command: String,
+    /// The command of a [`caller`] for the same.
+    by_caller: String,
 }
 
 /// Prints both tables.
@@ -50,7 +55,9 @@ fn table(run: &Run, what: &str, images: &[(String, String, u64)], samples: usize
     println!("|---|{}", "---|".repeat(names.len()));
     for (title, image, size) in images {
         let mut line = format!("| {title} |");
-        for Work { command, .. } in work(*size) {
+        let is_long = title.parse().is_ok_and(|layers: usize| layers > LIMIT);
+        for Work { command, by_caller, .. } in work(*size) {
+            let command = if is_long { by_caller } else { command };
             let mut taken = Vec::with_capacity(samples);
             let mut peak: f64 = 0.0;
             for _ in 0..=samples {
@@ -73,13 +80,17 @@ fn work(size: u64) -> Vec<Work> {
     // Not a multiple of the clusters' distance, so that requests come to all places.
     let step = aligned((size / 997).min(LONGEST_STEP), 4096).max(4096);
     let requests = format!("-t unsafe -f qcow2 -c {REQUESTS} -d 1 -s 4096 -S {step} out");
+    let work = |name, command: String, word| {
+        let by_caller = format!("side_by_side {} {word} out {step}", caller::WORD);
+        Work { name, command, by_caller }
+    };
     vec![
-        Work { name: "open", command: String::from("cowimg bench -q -f qcow2 -c 1 -d 1 -s 4096 out") },
-        Work { name: "10,000 reads", command: format!("cowimg bench -q {requests}") },
-        Work { name: "10,000 writes", command: format!("cowimg bench -q -w {requests}") },
-        Work { name: "check", command: String::from("cowimg check -q out") },
-        Work { name: "snapshot", command: String::from("cowimg snapshot -c name out") },
-        Work { name: "map", command: String::from("cowimg map --output=json out") },
+        work("open", String::from("cowimg bench -q -f qcow2 -c 1 -d 1 -s 4096 out"), "open"),
+        work("10,000 reads", format!("cowimg bench -q {requests}"), "reads"),
+        work("10,000 writes", format!("cowimg bench -q -w {requests}"), "writes"),
+        work("check", String::from("cowimg check -q out"), "check"),
+        work("snapshot", String::from("cowimg snapshot -c name out"), "snapshot"),
+        work("map", String::from("cowimg map --output=json out"), "map"),
     ]
 }
 

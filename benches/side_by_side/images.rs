@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::run::{Failed, Run};
+use super::sharing::Sharing;
 
 /// Bytes of files in the file system.
 const CONTENT: u64 = 1 << 30;
@@ -46,6 +47,8 @@ pub(crate) enum Needed {
     Near,
     /// `full.qcow2`: 1 GiB, every cluster allocated.
     Full,
+    /// `xfs/fs.raw` and `xfs/fs.qcow2`, on a file system whose files share space.
+    Sharing,
     /// `layer64.qcow2` and `layer200.qcow2`: chains of that many layers; `layer1.qcow2` is their lowest.
     Chain,
 }
@@ -54,11 +57,21 @@ pub(crate) enum Needed {
 pub(crate) struct Images<'a> {
     run: &'a Run,
     made: BTreeSet<Needed>,
+    sharing: Option<Result<Sharing, String>>,
 }
 
 impl<'a> Images<'a> {
     pub(crate) fn new(run: &'a Run) -> Images<'a> {
-        Images { run, made: BTreeSet::new() }
+        Images { run, made: BTreeSet::new(), sharing: None }
+    }
+
+    /// Why an image cannot be had here, if so.
+    pub(crate) fn lacks(&mut self, image: Needed) -> Option<String> {
+        if image != Needed::Sharing {
+            return None;
+        }
+        let sharing = self.sharing.get_or_insert_with(|| Sharing::mount(&self.run.folder));
+        sharing.as_ref().err().cloned()
     }
 
     /// Makes an image, unless it is there.
@@ -104,6 +117,13 @@ impl<'a> Images<'a> {
             Needed::Full => {
                 run.quietly("qemu-img create -q -f qcow2 full.qcow2 1G")?;
                 write(run, "full.qcow2", (0..256).map(|nth| (nth << 22, 4 << 20)))
+            }
+            Needed::Sharing => {
+                self.make(Needed::Qcow2)?;
+                run.quietly("cp --sparse=always fs.raw xfs/fs.raw")?;
+                run.quietly("cp fs.qcow2 xfs/fs.qcow2")?;
+                // A file that is not written out yet cannot be shared at once.
+                run.quietly("sync -f xfs")
             }
             Needed::Chain => chain(run),
         }

@@ -7,12 +7,14 @@
 //! Runs the rows whose names contain one of the words, or all. [`rows`] says what is compared, [`images`] makes what
 //! they work on, [`run`] measures. The report is a table in Markdown. A row whose results differ, or whose command fails,
 //! ends the run: a figure of something that went wrong is worth nothing. With `--growth` there are other tables: what work
-//! costs as images grow ([`growth`]).
+//! costs as images grow ([`growth`]), where the longest chain is opened by a program that uses the library ([`caller`]).
 
+mod caller;
 mod growth;
 mod images;
 mod rows;
 mod run;
+mod sharing;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,7 +60,12 @@ impl Wish {
 }
 
 fn main() -> ExitCode {
-    match Wish::of(std::env::args().skip(1)).and_then(|wish| compare(&wish)) {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let done = match args.split_first() {
+        Some((word, words)) if word == caller::WORD => caller::work(words),
+        _ => Wish::of(args.into_iter()).and_then(|wish| compare(&wish)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed(why)) => {
             eprintln!("side_by_side: {why}");
@@ -71,7 +78,8 @@ fn compare(wish: &Wish) -> Result<(), Failed> {
     let cowimg = program()?;
     let folder = tempfile::tempdir_in(&wish.folder)
         .map_err(|error| Failed(format!("{}: {error}", wish.folder.display())))?;
-    let run = Run { cowimg, folder: folder.path().to_owned() };
+    let itself = std::env::current_exe().map_err(|error| Failed(error.to_string()))?;
+    let run = Run { cowimg, itself, folder: folder.path().to_owned() };
     if wish.growth {
         return growth::print(&run, wish.pairs.unwrap_or(5));
     }
@@ -79,6 +87,10 @@ fn compare(wish: &Wish) -> Result<(), Failed> {
     println!("| work | ratio | target | least-most | CPU | cowimg | qemu-img | peak memory |");
     println!("|---|---|---|---|---|---|---|---|");
     for row in ROWS.iter().filter(|row| wish.takes(row)) {
+        if let Some(why) = row.needs.iter().find_map(|image| images.lacks(*image)) {
+            println!("| {} | - | {} | not measured: {why} | | | | |", row.name, row.target);
+            continue;
+        }
         for image in row.needs {
             images.make(*image)?;
         }

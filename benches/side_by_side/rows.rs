@@ -37,6 +37,8 @@ const ROW: Row = Row {
 const QUICK: Row = Row { target: "0.15", pairs: 60, ..ROW };
 /// A conversion, each time into a new file.
 const CONVERT: Row = Row { prepare: &["rm -f out1 out2"], ..ROW };
+/// The same where files can share space.
+const SHARED: Row = Row { prepare: &["rm -f xfs/out1 xfs/out2"], pairs: 5, ..ROW };
 /// Requests in one process, timed with opening and closing.
 const REQUESTS: Row = Row { pairs: 5, ..ROW };
 
@@ -111,6 +113,42 @@ pub(crate) const ROWS: &[Row] = &[
         theirs: "qemu-img convert -f qcow2 -O qcow2 fs.qcow2 out2",
         verify: &["qemu-img compare -q fs.qcow2 out1", "qemu-img check -q out1"],
         ..CONVERT
+    },
+    Row {
+        name: "convert raw to qcow2, on XFS",
+        target: "0.05",
+        needs: &[Needed::Sharing],
+        ours: "cowimg convert -f raw -O qcow2 xfs/fs.raw xfs/out1",
+        theirs: "qemu-img convert -f raw -O qcow2 xfs/fs.raw xfs/out2",
+        verify: &["qemu-img compare -q -f raw -F qcow2 xfs/fs.raw xfs/out1", "qemu-img check -q xfs/out1"],
+        ..SHARED
+    },
+    Row {
+        name: "convert qcow2 to raw, on XFS",
+        target: "0.05",
+        needs: &[Needed::Sharing],
+        ours: "cowimg convert -f qcow2 -O raw xfs/fs.qcow2 xfs/out1",
+        theirs: "qemu-img convert -f qcow2 -O raw xfs/fs.qcow2 xfs/out2",
+        verify: &["cmp xfs/out1 xfs/out2"],
+        ..SHARED
+    },
+    Row {
+        name: "convert qcow2 to qcow2, on XFS",
+        target: "0.05",
+        needs: &[Needed::Sharing],
+        ours: "cowimg convert -f qcow2 -O qcow2 xfs/fs.qcow2 xfs/out1",
+        theirs: "qemu-img convert -f qcow2 -O qcow2 xfs/fs.qcow2 xfs/out2",
+        verify: &["qemu-img compare -q xfs/fs.qcow2 xfs/out1", "qemu-img check -q xfs/out1"],
+        ..SHARED
+    },
+    Row {
+        name: "convert -C raw to qcow2, on XFS (theirs without -C)",
+        target: "0.05",
+        needs: &[Needed::Sharing],
+        ours: "cowimg convert -C -f raw -O qcow2 xfs/fs.raw xfs/out1",
+        theirs: "qemu-img convert -f raw -O qcow2 xfs/fs.raw xfs/out2",
+        verify: &["qemu-img compare -q -f raw -F qcow2 xfs/fs.raw xfs/out1", "qemu-img check -q xfs/out1"],
+        ..SHARED
     },
     Row {
         name: "convert -c zlib",

@@ -20,10 +20,11 @@ pub(crate) struct Sample {
     pub(crate) peak_bytes: f64,
 }
 
-/// Where commands run, and what `cowimg` means in them.
+/// Where commands run, and what `cowimg` and `side_by_side` mean in them.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) cowimg: PathBuf,
+    pub(crate) itself: PathBuf,
     pub(crate) folder: PathBuf,
 }
 
@@ -32,8 +33,11 @@ impl Run {
     fn command(&self, line: &str) -> Command {
         let mut words = line.split(' ').filter(|word| !word.is_empty());
         let program = words.next().unwrap_or_default();
-        let mut command =
-            if program == "cowimg" { Command::new(&self.cowimg) } else { Command::new(program) };
+        let mut command = match program {
+            "cowimg" => Command::new(&self.cowimg),
+            "side_by_side" => Command::new(&self.itself),
+            _ => Command::new(program),
+        };
         command.args(words).current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
