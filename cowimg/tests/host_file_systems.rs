@@ -82,25 +82,22 @@ fn noise(len: u64) -> Vec<u8> {
     words.collect()
 }
 
-/// Lets the host copy a raw disk into a new image; gives the space that it took.
-fn copied(mounted: &Mounted, format: Format, name: &str) -> u64 {
+/// Copies a raw disk into a new image; gives the space that it took.
+fn copied(mounted: &Mounted, format: Format, name: &str, copying: Copying) -> u64 {
     let source = Image::options().format(Format::Raw).open(mounted.path("source.raw")).expect("opened");
     let path = mounted.path(name);
     cowimg::create(&path, &CreateOptions { size: Some(DATA), ..CreateOptions::new(format) }).expect("made");
     let options = Image::options().access(Access::ReadWrite).format(format).cache_mode(CacheMode::Unsafe);
     let target = options.open(&path).expect("opened");
     let before = mounted.free();
-    let how = ConvertOptions {
-        copying: Copying::Host,
-        target_content: TargetContent::Zeroes,
-        ..ConvertOptions::default()
-    };
+    let how = ConvertOptions { copying, target_content: TargetContent::Zeroes, ..ConvertOptions::default() };
     convert(&source, &target, &how, &Control::default()).expect("copied");
     target.flush().expect("flushed");
     let taken = before.saturating_sub(mounted.free());
     let mut bytes = vec![0; DATA as usize];
     target.read_at(&mut bytes, 0).expect("read");
-    assert!(bytes == noise(DATA), "{name} holds something else");
+    let content = std::fs::read(mounted.path("source.raw")).expect("read");
+    assert!(bytes == content, "{name} holds something else");
     taken
 }
 
@@ -110,8 +107,31 @@ fn the_host_shares_what_it_copies() {
         let Some(mounted) = Mounted::new(kind) else { continue };
         std::fs::write(mounted.path("source.raw"), noise(DATA)).expect("written");
         for (format, name) in [(Format::Raw, "copy.raw"), (Format::Qcow2, "copy.qcow2")] {
-            let taken = copied(&mounted, format, name);
+            let taken = copied(&mounted, format, name, Copying::Host);
             assert!(taken < DATA / 4, "{kind}: {name} took {taken} bytes of its own");
+        }
+    }
+}
+
+/// What a conversion does unless it is told otherwise: data is shared, and zeroes that are stored as data are found.
+#[test]
+fn a_copy_that_looks_for_zeroes_shares_the_rest() {
+    for kind in ["btrfs", "xfs"] {
+        let Some(mounted) = Mounted::new(kind) else { continue };
+        let mut bytes = noise(DATA);
+        // Clusters and more, and parts of some; places that start and end anywhere.
+        for (start, len) in
+            [(3 * MIB, 2 * MIB), (8 * MIB + 4096, MIB), (12 * MIB + 100, 70_000), (DATA - 9000, 9000)]
+        {
+            bytes[start as usize..(start + len) as usize].fill(0);
+        }
+        std::fs::write(mounted.path("source.raw"), bytes).expect("written");
+        for (format, name) in [(Format::Raw, "copy.raw"), (Format::Qcow2, "copy.qcow2")] {
+            let taken = copied(&mounted, format, name, Copying::Shared);
+            assert!(taken < DATA / 4, "{kind}: {name} took {taken} bytes of its own");
+            let image = Image::options().format(format).open(mounted.path(name)).expect("opened");
+            let whole = cowimg::ByteRange::between(3 * MIB, 5 * MIB);
+            assert!(image.extents(whole).all(|extent| extent.expect("told").is_zero()), "{kind}: {name}");
         }
     }
 }

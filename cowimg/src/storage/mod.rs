@@ -30,6 +30,7 @@ mod memory;
 mod model_tests;
 mod pages;
 mod pending_sync;
+mod shared_space;
 mod sparse;
 mod unsynced;
 mod window;
@@ -45,6 +46,7 @@ pub use lock::{FileUse, Permissions};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
 pub(crate) use pages::Pages;
+pub(crate) use shared_space::{SHARED_BLOCK, may_share};
 pub use unsynced::UnsyncedStorage;
 pub use window::WindowStorage;
 

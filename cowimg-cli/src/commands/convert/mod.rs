@@ -293,7 +293,8 @@ impl Copy<'_> {
             Args { backing: Some(_), .. } => self.over_backing(),
             _ => TargetContent::Anything,
         };
-        self.copy(&target, content).map_err(|error| self.stopped(error, "is partly written"))?;
+        self.copy(&target, content, Copying::Here)
+            .map_err(|error| self.stopped(error, "is partly written"))?;
         target.close()?;
         self.display.display.finish();
         Ok(())
@@ -315,7 +316,7 @@ impl Copy<'_> {
         }
         let target = staged.open(&options)?;
         let content = self.content_of_new(&create);
-        let copied = self.copy(&target, content).and_then(|()| target.close());
+        let copied = self.copy(&target, content, copying_to_new(&create)).and_then(|()| target.close());
         copied.map_err(|error| match error.kind() {
             ErrorKind::Cancelled => self.stopped(error, "was not made"),
             _ => unstaged(error, staged.path(), &self.target),
@@ -362,7 +363,7 @@ impl Copy<'_> {
     }
 
     /// Copies, and shows how far it is.
-    fn copy(&self, target: &Image, content: TargetContent) -> Result<(), Error> {
+    fn copy(&self, target: &Image, content: TargetContent, copying: Copying) -> Result<(), Error> {
         let args = self.args;
         let control = Control { progress: Some(&self.display), cancel: Some(self.interrupt.cancel()) };
         let defaults = ConvertOptions::default();
@@ -372,7 +373,7 @@ impl Copy<'_> {
             target_content: content,
             order: if args.oob_writes { Order::Any } else { Order::Source },
             read_errors: if args.salvage { ReadErrors::Zero } else { ReadErrors::Fail },
-            copying: if args.copy_range { Copying::Host } else { Copying::Here },
+            copying: if args.copy_range { Copying::Host } else { copying },
             rate: args.rate.and_then(NonZeroU64::new),
             threads: args.parallel.map_or(defaults.threads, usize::from),
         };
@@ -394,6 +395,15 @@ impl Copy<'_> {
             }
             _ => error.into(),
         }
+    }
+}
+
+/// Who copies to a target that was just made. What was preallocated is to be its own, and what is encrypted cannot be shared.
+fn copying_to_new(create: &CreateOptions) -> Copying {
+    let is_encrypted = create.luks.is_some() || create.qcow2.encryption.is_some();
+    match create.preallocation {
+        Preallocation::Off if !is_encrypted => Copying::Shared,
+        _ => Copying::Here,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::disk::ZeroMode;
 use crate::error::Result;
 use crate::progress::Control;
 use crate::range::ByteRange;
-use crate::storage::PageBuffer;
+use crate::storage::{PageBuffer, SHARED_BLOCK, Storage, may_share};
 
 /// Zeroes that are written as data are written in steps of this many bytes.
 const ZEROES: u64 = 1 << 20;
@@ -33,6 +33,11 @@ pub(super) struct Run<'a> {
     turn: Turnstile,
     stopped: AtomicBool,
     report: Mutex<ConvertReport>,
+}
+
+/// Whether two offsets lie in their blocks alike.
+fn is_aligned_with(a: u64, b: u64) -> bool {
+    a % SHARED_BLOCK == b % SHARED_BLOCK
 }
 
 /// A panic of a worker goes on in the caller's thread.
@@ -200,6 +205,41 @@ impl<'a> Run<'a> {
         Ok(written)
     }
 
+    /// Where a piece is stored, if the target may share that place.
+    fn shareable(&self, piece: &Piece) -> Option<(&'a dyn Storage, u64)> {
+        let ConvertOptions { copying, target_content, sparse_size, .. } = *self.options;
+        let is_wanted = copying == Copying::Shared
+            && target_content == TargetContent::Zeroes
+            && sparse_size.is_multiple_of(SHARED_BLOCK)
+            && sparse_size > 0;
+        let place =
+            piece.place.filter(|place| is_wanted && is_aligned_with(place.host, piece.range.start()))?;
+        let source = self.source.storage(place)?;
+        let target = self.target.layers().first()?.guest_storage()?;
+        may_share(target.host_file()?, source.host_file()?).then_some((source, place.host))
+    }
+
+    /// Lets the target share what is not zeroes of a piece that starts at `offset` and is stored at `host`; returns how many
+    /// bytes that were. Whole clusters are shared, and the parts of one that are zeroes with them.
+    fn share_data(&self, buf: &[u8], offset: u64, (source, host): (&dyn Storage, u64)) -> Result<u64> {
+        let step = self.options.sparse_size.max(self.target.cluster_size().unwrap_or(0));
+        let (head, whole) =
+            buf.split_at((step - 1 - (offset + step - 1) % step).min(buf.len() as u64) as usize);
+        let mut written = self.write_data(head, offset)?;
+        let start = offset + head.len() as u64;
+        for part in parts(whole, step as usize) {
+            let range = ByteRange::between(start + part.range.start as u64, start + part.range.end as u64);
+            if part.is_zero {
+                self.zero(range)?;
+            } else {
+                self.pace.wait(range.len(), self.control)?;
+                self.target.copy_from(source, host + (range.start() - offset), range)?;
+                written += range.len();
+            }
+        }
+        Ok(written)
+    }
+
     fn write_part(&self, bytes: &[u8], at: u64) -> Result<u64> {
         self.pace.wait(bytes.len() as u64, self.control)?;
         if self.options.target_content != TargetContent::Similar || self.options.sparse_size == 0 {
@@ -238,7 +278,10 @@ impl<'a> Run<'a> {
             Action::Copy => {}
         }
         let (Some(packed), Some(packing)) = (packed, self.packing) else {
-            report.data_bytes += self.write_data(buf, piece.range.start())?;
+            report.data_bytes += match self.shareable(piece) {
+                Some(stored) => self.share_data(buf, piece.range.start(), stored)?,
+                None => self.write_data(buf, piece.range.start())?,
+            };
             return Ok(());
         };
         let mut at = piece.range.start();
