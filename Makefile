@@ -77,9 +77,10 @@ races: ## What threads share, in every order of steps that loom and shuttle find
 	cd cowimg/races && $(CARGO) test -- --nocapture
 
 # zstd's C code is not watched; what compares bytes or runs other programs has no threads of ours in it and is left out.
-tsan: ## Threads on one image under ThreadSanitizer; needs a nightly toolchain with rust-src
+tsan: ## Threads on one image, and of the jobs, under ThreadSanitizer; needs a nightly toolchain with rust-src
 	RUSTFLAGS=-Zsanitizer=thread $(CARGO) +nightly test -Zbuild-std \
-	    --target $$(rustc -vV | sed -n 's/^host: //p') -p cowimg --test concurrency --test linearizable --test late_io
+	    --target $$(rustc -vV | sed -n 's/^host: //p') -p cowimg --test concurrency --test linearizable --test late_io \
+	    --test job_threads
 
 # Left out: whatever calls C code (zstd), maps files, asks hosts for what miri does not know (fallocate, locks, SEEK_HOLE), or
 # takes hours there. What is left has the memory that threads share without a lock, and the one buffer with its own layout.
