@@ -18,6 +18,7 @@
 //! The draft takes clusters that are free in the *present* refcounts, and each only once, so that nothing which the
 //! file still refers to is written over. The cost is in proportion to the tables that change.
 
+use std::borrow::Cow;
 use std::sync::{MutexGuard, PoisonError};
 
 use foldhash::HashSet;
@@ -191,8 +192,12 @@ impl Draft<'_> {
         let clusters = geometry.clusters_for(bytes.len() as u64);
         let first = self.take(clusters)?;
         let host = geometry.host_offset(first);
-        let mut padded = bytes.to_vec();
-        padded.resize((clusters * geometry.cluster_size()) as usize, 0);
+        let whole = (clusters * geometry.cluster_size()) as usize;
+        // Most tables fill their clusters.
+        let mut padded = Cow::Borrowed(bytes);
+        if bytes.len() < whole {
+            padded.to_mut().resize(whole, 0);
+        }
         self.image.storage.write_all_at(&padded, host.get()).map_err(|error| Error::io(action, error))?;
         self.keep_within_limits()?;
         Ok(host)

@@ -286,20 +286,31 @@ impl Qcow2 {
         if host.get() >= file_len {
             return Err(Corruption::PastEnd { what, host: host.get(), file_len }.into());
         }
-        let words = self.read_entries(host, self.cluster_size(), "read an L2 table")?;
+        let raw = self.read_table(host, self.cluster_size(), "read an L2 table")?;
+        let words = raw.as_chunks::<8>().0;
+        let word = |bytes: &[u8; 8]| u64::from_be_bytes(*bytes);
         let entries = if self.geometry.has_subclusters() {
             let pairs = words.as_chunks::<2>().0.iter();
-            pairs.map(|&[descriptor, subclusters]| RawL2Entry { descriptor, subclusters }).collect()
+            let entry = |[first, second]: &[[u8; 8]; 2]| RawL2Entry {
+                descriptor: word(first),
+                subclusters: word(second),
+            };
+            pairs.map(entry).collect()
         } else {
-            words.into_iter().map(RawL2Entry::from).collect()
+            words.iter().map(|bytes| RawL2Entry::from(word(bytes))).collect()
         };
         Ok(Some((host, entries)))
     }
 
     fn read_entries(&self, host: HostOffset, bytes: u64, action: &'static str) -> Result<Vec<u64>> {
+        let raw = self.read_table(host, bytes, action)?;
+        Ok(raw.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect())
+    }
+
+    fn read_table(&self, host: HostOffset, bytes: u64, action: &'static str) -> Result<Vec<u8>> {
         let mut raw = vec![0; bytes as usize];
         self.storage.read_padded_at(&mut raw, host.get()).map_err(|error| Error::io(action, error))?;
-        Ok(raw.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect())
+        Ok(raw)
     }
 
     fn file_len(&self) -> Result<u64> {
