@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// What is cached of tables that are not in memory whole is bounded by
 /// [`OpenOptions::cache_size`](crate::OpenOptions::cache_size), for each layer.
 ///
-/// Checking, planning and repairing ([`CheckedFile`](crate::CheckedFile), [`crate::check`]) refuse the same images for the same
+/// Checking, planning and repairing ([`CheckedFile`](crate::check::CheckedFile), [`crate::check`]) refuse the same images for the same
 /// limits, and have [`Limits::check_bytes`] for what they count. Nothing is changed where one of them is passed before the
 /// first change. Damage is no excuse: a table that a damaged header claims is judged as soon as it is believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
