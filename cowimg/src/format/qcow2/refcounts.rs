@@ -39,20 +39,6 @@ pub enum RefcountTableEntryError {
     },
 }
 
-impl RefcountTableEntryError {
-    /// The reason as a clause, without the values.
-    pub const fn why(&self) -> &'static str {
-        match self {
-            RefcountTableEntryError::Unaligned { .. } => {
-                "the refcount block does not start at a cluster boundary"
-            }
-            RefcountTableEntryError::PastLimit { .. } => {
-                "the refcount block lies past the largest file offset"
-            }
-        }
-    }
-}
-
 /// The refcount block that an entry of the refcount table names, `None` when there is none. Reserved bits are passed
 /// over: see [`table_entry_reserved_bits`]. The entry of a block is its offset.
 pub fn decode_refcount_table_entry(
