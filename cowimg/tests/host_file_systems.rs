@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cowimg::job::{ConvertOptions, Copying, TargetContent, convert};
+use cowimg::job::{ConvertOptions, Copying, ReadErrors, TargetContent, convert};
 use cowimg::progress::Control;
 use cowimg::storage::HostAttributes;
 use cowimg::{Access, CacheMode, CreateOptions, Format, Image};
@@ -84,13 +84,17 @@ fn noise(len: u64) -> Vec<u8> {
 
 /// Copies a raw disk into a new image; gives the space that it took.
 fn copied(mounted: &Mounted, format: Format, name: &str, copying: Copying) -> u64 {
+    copied_with(mounted, format, name, &ConvertOptions { copying, ..ConvertOptions::default() })
+}
+
+fn copied_with(mounted: &Mounted, format: Format, name: &str, how: &ConvertOptions) -> u64 {
     let source = Image::options().format(Format::Raw).open(mounted.path("source.raw")).expect("opened");
     let path = mounted.path(name);
     cowimg::create(&path, &CreateOptions { size: Some(DATA), ..CreateOptions::new(format) }).expect("made");
     let options = Image::options().access(Access::ReadWrite).format(format).cache_mode(CacheMode::Unsafe);
     let target = options.open(&path).expect("opened");
     let before = mounted.free();
-    let how = ConvertOptions { copying, target_content: TargetContent::Zeroes, ..ConvertOptions::default() };
+    let how = ConvertOptions { target_content: TargetContent::Zeroes, ..*how };
     convert(&source, &target, &how, &Control::default()).expect("copied");
     target.flush().expect("flushed");
     let taken = before.saturating_sub(mounted.free());
@@ -132,6 +136,24 @@ fn a_copy_that_looks_for_zeroes_shares_the_rest() {
             let image = Image::options().format(format).open(mounted.path(name)).expect("opened");
             let whole = cowimg::ByteRange::between(3 * MIB, 5 * MIB);
             assert!(image.extents(whole).all(|extent| extent.expect("told").is_zero()), "{kind}: {name}");
+        }
+    }
+}
+
+/// Blocks that cannot be read would be the copy's, too.
+#[test]
+fn a_salvage_shares_nothing() {
+    for kind in ["btrfs", "xfs"] {
+        let Some(mounted) = Mounted::new(kind) else { continue };
+        std::fs::write(mounted.path("source.raw"), noise(DATA)).expect("written");
+        let how = ConvertOptions {
+            copying: Copying::Shared,
+            read_errors: ReadErrors::Zero,
+            ..ConvertOptions::default()
+        };
+        for (format, name) in [(Format::Raw, "copy.raw"), (Format::Qcow2, "copy.qcow2")] {
+            let taken = copied_with(&mounted, format, name, &how);
+            assert!(taken >= DATA, "{kind}: {name} took {taken} bytes of its own");
         }
     }
 }

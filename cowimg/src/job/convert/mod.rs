@@ -61,7 +61,8 @@ pub enum Copying {
     #[default]
     Here,
     /// The same, but what is no zeroes is shared by both files where they lie on one file system that can (XFS, Btrfs), as `cp`
-    /// does it. Only for a target that reads as [`TargetContent::Zeroes`]; no part is shared where zeroes are not looked for.
+    /// does it. Only for a target that reads as [`TargetContent::Zeroes`]; no part is shared where zeroes are not looked for,
+    /// or where [`ReadErrors::Zero`] is to have zeroes in place of what cannot be read.
     Shared,
     /// The host, where it can: it may let both files share the space. Data is not looked at.
     Host,

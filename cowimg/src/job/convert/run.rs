@@ -9,7 +9,7 @@ use super::pack::{Packed, Packing, Zeroes};
 use super::pieces::{Action, Piece, Pieces};
 use super::source::Source;
 use super::turnstile::Turnstile;
-use super::{Compression, ConvertOptions, ConvertReport, Copying, Part, TargetContent};
+use super::{Compression, ConvertOptions, ConvertReport, Copying, Part, ReadErrors, TargetContent};
 use crate::chain::Image;
 use crate::disk::ZeroMode;
 use crate::error::Result;
@@ -207,8 +207,10 @@ impl<'a> Run<'a> {
 
     /// Where a piece is stored, if the target may share that place.
     fn shareable(&self, piece: &Piece) -> Option<(&'a dyn Storage, u64)> {
-        let ConvertOptions { copying, target_content, sparse_size, .. } = *self.options;
+        let ConvertOptions { copying, target_content, sparse_size, read_errors, .. } = *self.options;
+        // What cannot be read is shared as it is, and would not become zeroes.
         let is_wanted = copying == Copying::Shared
+            && read_errors == ReadErrors::Fail
             && target_content == TargetContent::Zeroes
             && sparse_size.is_multiple_of(SHARED_BLOCK)
             && sparse_size > 0;
