@@ -19,7 +19,7 @@
 //! file still refers to is written over. The cost is in proportion to the tables that change.
 
 use std::borrow::Cow;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use foldhash::HashSet;
 
@@ -28,6 +28,8 @@ use super::l1_table::L1Table;
 use super::metadata::Metadata;
 use super::metadata_map::MetadataMap;
 use super::refcounts::{Change, MAX_TABLE_BYTES, Refcounts};
+use super::sync::MutexGuard;
+use super::sync::atomic::Ordering;
 use crate::corruption::Corruption;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{Header, HostCluster, HostOffset, L2Entry, header_fields};
@@ -114,7 +116,7 @@ impl Qcow2 {
         drop(l1);
         self.slices.clear();
         self.forget_decompressed();
-        self.size.store(header.size, std::sync::atomic::Ordering::Release);
+        self.size.store(header.size, Ordering::Release);
         *self.lock_header() = header;
     }
 }

@@ -14,10 +14,11 @@
 
 use std::ops::Range;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::Qcow2;
 use super::metadata::{Freed, Metadata, Space};
+use super::sync::MutexGuard;
+use super::sync::atomic::Ordering;
 use super::table_cache::Slice;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{
@@ -155,7 +156,7 @@ impl Qcow2 {
     }
 
     /// Drops the references of every L2 table of the active disk, and the tables.
-    fn drop_every_table(&self, meta: &mut std::sync::MutexGuard<'_, Metadata>) -> Result<()> {
+    fn drop_every_table(&self, meta: &mut MutexGuard<'_, Metadata>) -> Result<()> {
         let tables = self.read_l1().entries.len();
         for index in 0..tables {
             let Some(table) = self.checked_l1_entry(index as u64)?.table else { continue };

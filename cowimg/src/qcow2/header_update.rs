@@ -1,8 +1,7 @@
 //! Changes of the header while an image is in use: last, and in one write within one sector (W5).
 
-use std::sync::atomic::Ordering;
-
 use super::Qcow2;
+use super::sync::atomic::Ordering;
 use crate::error::{Error, Result};
 use crate::format::qcow2::header_fields::{self, FieldWrite};
 use crate::format::qcow2::{Autoclear, Version};

@@ -76,8 +76,7 @@ mod write;
 mod write_order;
 mod zero;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError};
 
 pub use amend::AmendOptions;
 pub(crate) use bitmaps::read_bitmap_directory;
@@ -105,6 +104,8 @@ use in_flight::{ClusterLocks, Epochs};
 use l1_table::L1Table;
 use metadata::Metadata;
 use metadata_map::MetadataMap;
+use sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use table_cache::TableCache;
 
 /// Whether an image may be changed.

@@ -1,8 +1,7 @@
 //! From a storage to an engine, and what is refused on the way, by name.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::OnceLock;
 
 use super::bitmaps::Bitmaps;
 use super::check::{Repair, check_header, repair_storage_with};
@@ -15,6 +14,8 @@ use super::metadata::Metadata;
 use super::metadata_map::MetadataMap;
 use super::refcounts::Refcounts;
 use super::snapshot_table::read_snapshots;
+use super::sync::atomic::{AtomicBool, AtomicU64};
+use super::sync::{Arc, Mutex, RwLock};
 use super::table_cache::{MAX_SLICE_BYTES, TableCache};
 use super::{Mode, Qcow2};
 use crate::corruption::Corruption;

@@ -96,7 +96,7 @@ impl Qcow2 {
 
     /// The length of the file, if `host` is not within it.
     pub(super) fn is_past_end(&self, host: HostOffset) -> Result<Option<u64>> {
-        use std::sync::atomic::Ordering::Relaxed;
+        use super::sync::atomic::Ordering::Relaxed;
         if host.get() < self.known_len.load(Relaxed) {
             return Ok(None);
         }

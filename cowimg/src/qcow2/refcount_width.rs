@@ -9,12 +9,12 @@
 //! side of the header's write.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::MutexGuard;
 
 use super::Qcow2;
 use super::amend::Steps;
 use super::metadata::Metadata;
 use super::refcounts::{MAX_TABLE_BYTES, Refcounts};
+use super::sync::MutexGuard;
 use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{Geometry, Header, HostCluster, L2Entry, refcounts as format_refcounts};

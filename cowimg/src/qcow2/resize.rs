@@ -6,10 +6,10 @@
 //! (the state of a machine, or what a resize left that a crash met) must not either, so that goes first.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::Qcow2;
 use super::metadata::{Freed, Metadata, Space};
+use super::sync::atomic::Ordering;
 use super::zero::Wish;
 use crate::disk::{Disk, ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};

@@ -10,11 +10,12 @@
 //! A crash after 1 leaves the old size and zeroes in the part that was to go; after 2 the new size and, past the end of
 //! the disk, tables that say "zero" or nothing. In no case does older content come to light when the disk grows again.
 
-use std::sync::MutexGuard;
-use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
 
 use super::Qcow2;
 use super::metadata::{Freed, Metadata, Space};
+use super::sync::MutexGuard;
+use super::sync::atomic::Ordering;
 use super::zero::Wish;
 use crate::corruption::Corruption;
 use crate::error::{Error, Result};
@@ -84,7 +85,7 @@ impl Qcow2 {
             }
             freed.push(Freed::one(geometry.host_cluster(host), Space::Release));
         }
-        let mut l1 = self.l1.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = l1.entries.get_mut(index) {
             *slot = 0;
             meta.dirty_l1.insert(index);

@@ -12,12 +12,11 @@
 //! Tables that a snapshot takes over stay as they are, copied flags included, which mean nothing there; the active tree
 //! gets copies where flags are to change. That is so for tables written since the last snapshot: the others are shared.
 
-use std::sync::MutexGuard;
-
 use super::draft::{Draft, NextState};
 use super::metadata::Metadata;
 use super::refcounts::Change;
 use super::snapshot_table::{SnapshotSelector, SnapshotSize, encode_snapshots, next_id, read_snapshots};
+use super::sync::MutexGuard;
 use super::{Mode, Qcow2};
 use crate::corruption::Corruption;
 use crate::disk::Disk;

@@ -18,11 +18,11 @@
 //! Refcounts that fall in step 4 reach the file with the next commit; until then the file leaks at most.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard};
 
 use super::Qcow2;
 use super::metadata::{Freed, Metadata, Space};
 use super::refcounts::MAX_TABLE_BYTES;
+use super::sync::{Arc, MutexGuard};
 use super::table_cache::Slice;
 use crate::error::{Error, Result};
 use crate::format::qcow2::{HostCluster, HostOffset, encode_words, header_fields};

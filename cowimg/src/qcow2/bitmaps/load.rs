@@ -4,8 +4,6 @@
 //! no guest data is written over them, and a bitmap that claims clusters of something else is found.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 
 use super::State;
 use super::bits::{Bits, Budget};
@@ -15,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{BitmapEntry, BitmapTableEntry, Geometry, Header, HostOffset, TABLE_ENTRY_SIZE};
 use crate::limits::Limits;
 use crate::qcow2::metadata_map::MetadataMap;
+use crate::qcow2::sync::Mutex;
+use crate::qcow2::sync::atomic::AtomicBool;
 use crate::storage::{Storage, StorageExt};
 
 /// The most bytes of bitmap tables that an image may have to be written. Each 8 bytes stand for a cluster of bits.

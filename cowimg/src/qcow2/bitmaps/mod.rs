@@ -38,8 +38,7 @@ mod load;
 mod resize;
 mod save;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 pub use content::BitmapRanges;
 pub use edit::{NewBitmap, Recording};
@@ -48,6 +47,8 @@ pub(crate) use load::read_directory as read_bitmap_directory;
 use self::bits::{Bits, Budget};
 use super::Qcow2;
 use super::metadata::Freed;
+use super::sync::atomic::{AtomicBool, Ordering};
+use super::sync::{Mutex, MutexGuard};
 use crate::error::{BitmapProblem, Error, ErrorKind, Result};
 use crate::format::qcow2::{BitmapEntry, BitmapTableEntry, HostOffset};
 use crate::range::ByteRange;

@@ -13,9 +13,6 @@
 //!
 //! A crash before step 3 leaves bitmaps in use; within it, some in use and some saved whole.
 
-use std::sync::MutexGuard;
-use std::sync::atomic::Ordering;
-
 use super::{Bitmap, Standing, State};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -25,6 +22,8 @@ use crate::format::qcow2::{
 };
 use crate::qcow2::Qcow2;
 use crate::qcow2::metadata::{Freed, Metadata};
+use crate::qcow2::sync::MutexGuard;
+use crate::qcow2::sync::atomic::Ordering;
 use crate::storage::StorageExt;
 
 /// What has been stored and is not in force yet.
