@@ -132,6 +132,11 @@ impl Draft<'_> {
         self.next.get(&*self.image.storage, cluster)
     }
 
+    /// Tells `look` the refcounts of `count` clusters from `first` on in the next state.
+    pub(super) fn refcounts(&mut self, first: HostCluster, count: u64, look: impl FnMut(u64)) -> Result<()> {
+        self.next.each_of(&*self.image.storage, (first, count), look)
+    }
+
     /// Counts one reference more or fewer to each of `count` clusters from `first` on.
     pub(super) fn change(&mut self, first: HostCluster, count: u64, change: Change) -> Result<()> {
         let geometry = self.image.geometry;
@@ -156,17 +161,24 @@ impl Draft<'_> {
 
     /// The same for the clusters of an L2 entry, none of which may hold a table.
     pub(super) fn change_entry(&mut self, entry: &L2Entry, guest: u64, change: Change) -> Result<()> {
+        match entry.clusters(&self.image.geometry) {
+            Some((first, count)) => self.change_data(first, (count, guest), change),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for `count` clusters of guest data, none of which may hold a table; the first of them belongs to what the
+    /// disk has at `guest`.
+    pub(super) fn change_data(
+        &mut self,
+        first: HostCluster,
+        (count, guest): (u64, u64),
+        change: Change,
+    ) -> Result<()> {
         let geometry = self.image.geometry;
-        let (first, count) = match (entry, entry.space()) {
-            (L2Entry::Compressed(run), _) => {
-                let clusters = run.clusters(&geometry);
-                (*clusters.start(), clusters.end().get() - clusters.start().get() + 1)
-            }
-            (_, Some(space)) => (geometry.host_cluster(space.host), 1),
-            (_, None) => return Ok(()),
-        };
         if let Some(cluster) = self.map.first_marked(first.get(), count) {
             let host = geometry.host_offset(HostCluster(cluster)).get();
+            let guest = guest.saturating_add(host - geometry.host_offset(first).get());
             return Err(Corruption::OverlapsMetadata { guest, host }.into());
         }
         self.change(first, count, change)

@@ -30,14 +30,10 @@ pub(super) struct Freed {
 impl Freed {
     /// The clusters that an entry which is about to go referred to.
     pub(super) fn of_entry(entry: &L2Entry, geometry: Geometry, space: Space) -> Option<Freed> {
-        match entry {
-            L2Entry::Compressed(run) => {
-                let clusters = run.clusters(&geometry);
-                // Its clusters may hold other compressed data: the space is never released.
-                Some(Freed { clusters: clusters.start().get()..clusters.end().get() + 1, space: Space::Keep })
-            }
-            entry => entry.space().map(|held| Freed::one(geometry.host_cluster(held.host), space)),
-        }
+        let (first, count) = entry.clusters(&geometry)?;
+        // The clusters of compressed data may hold other such data: their space is never released.
+        let space = if matches!(entry, L2Entry::Compressed(_)) { Space::Keep } else { space };
+        Some(Freed { clusters: first.get()..first.get() + count, space })
     }
 
     /// One cluster.

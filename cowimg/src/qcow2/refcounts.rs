@@ -13,7 +13,7 @@ use crate::corruption::Corruption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{
     Geometry, HostCluster, HostOffset, decode_refcount_table_entry, encode_words,
-    refcounts as format_refcounts,
+    refcounts::{self as format_refcounts, Changed},
 };
 use crate::storage::{Storage, StorageExt};
 
@@ -29,6 +29,19 @@ struct Block {
     /// Bytes that the file does not have yet.
     dirty: Option<Range<usize>>,
     used: bool,
+}
+
+impl Block {
+    /// Says that the sectors with these refcounts, of which there are some, have changed.
+    fn touch(&mut self, indexes: Range<u64>, order: u32) {
+        let byte = |index: u64| (index as usize) << order >> 3;
+        let sector = byte(indexes.start) / SECTOR * SECTOR;
+        let touched = sector..(byte(indexes.end - 1) / SECTOR + 1) * SECTOR;
+        self.dirty = Some(match self.dirty.take() {
+            None => touched,
+            Some(dirty) => dirty.start.min(touched.start)..dirty.end.max(touched.end),
+        });
+    }
 }
 
 /// Bytes to be written for refcounts: `blocks` first and durably, then the pointers to them.
@@ -133,13 +146,7 @@ impl Refcounts {
         if !format_refcounts::set(&mut block.bytes, geometry.refcount_order(), index, value) {
             return Err(refused.into());
         }
-        let byte = (index as usize) << geometry.refcount_order() >> 3;
-        let sector = byte / SECTOR * SECTOR;
-        let touched = sector..sector + SECTOR;
-        block.dirty = Some(match block.dirty.take() {
-            None => touched,
-            Some(dirty) => dirty.start.min(touched.start)..dirty.end.max(touched.end),
-        });
+        block.touch(index..index + 1, geometry.refcount_order());
         Ok(())
     }
 
@@ -176,23 +183,50 @@ impl Refcounts {
         (first, count): (HostCluster, u64),
         change: Change,
     ) -> Result<bool> {
-        let mut frees = false;
-        for cluster in first.get()..first.get() + count {
-            let cluster = HostCluster(cluster);
-            let refcount = self.get(storage, cluster)?;
-            let host = self.geometry.host_offset(cluster).get();
-            if refcount == 0 {
-                return Err(Corruption::Refcount { host, refcount }.into());
+        let geometry = self.geometry;
+        let table_index = geometry.refcount_table_index(first);
+        let host = |index| {
+            geometry.host_offset(HostCluster(geometry.first_counted(table_index).get() + index)).get()
+        };
+        let free = |index| Corruption::Refcount { host: host(index), refcount: 0 };
+        let index = geometry.refcount_index(first);
+        let Some(block) = self.block(storage, table_index)? else { return Err(free(index).into()) };
+        let more = change == Change::OneMore;
+        match format_refcounts::change_all(&mut block.bytes, geometry.refcount_order(), (index, count), more)
+        {
+            Changed::All { frees } => {
+                block.touch(index..index + count, geometry.refcount_order());
+                Ok(frees)
             }
-            let changed = match change {
-                Change::OneMore if refcount == self.geometry.refcount_max() => return Err(self.full(host)),
-                Change::OneMore => refcount + 1,
-                Change::OneFewer => refcount - 1,
-            };
-            frees |= changed == 0;
-            self.set(storage, cluster, changed)?;
+            Changed::Zero(index) => Err(free(index).into()),
+            Changed::Full(index) => Err(self.full(host(index))),
         }
-        Ok(frees)
+    }
+
+    /// Tells `look` the refcounts of `count` clusters from `first` on, in their order.
+    pub(super) fn each_of(
+        &mut self,
+        storage: &dyn Storage,
+        (first, count): (HostCluster, u64),
+        mut look: impl FnMut(u64),
+    ) -> Result<()> {
+        let geometry = self.geometry;
+        let end = first.get().saturating_add(count);
+        let mut at = first.get();
+        while at < end {
+            let table_index = geometry.refcount_table_index(HostCluster(at));
+            let block_end = geometry.first_counted(table_index + 1).get().min(end);
+            let block = self.block(storage, table_index)?;
+            for cluster in at..block_end {
+                let index = geometry.refcount_index(HostCluster(cluster));
+                let refcount = block
+                    .as_ref()
+                    .and_then(|block| format_refcounts::get(&block.bytes, geometry.refcount_order(), index));
+                look(refcount.unwrap_or(0));
+            }
+            at = block_end;
+        }
+        Ok(())
     }
 
     fn full(&self, host: u64) -> Error {

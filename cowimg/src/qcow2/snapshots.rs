@@ -316,23 +316,39 @@ impl Qcow2 {
         self.storage.len().map_err(|error| Error::io("read the length of the file", error))
     }
 
+    /// The clusters that entries of an L2 table have to themselves, in the order of the entries. What cannot be decoded has
+    /// none.
+    fn own_clusters(&self, entries: &[RawL2Entry]) -> Vec<OwnCluster> {
+        let used = entries.iter().enumerate().filter(|(_, entry)| entry.descriptor != 0);
+        let space = |(entry, &raw): (usize, &RawL2Entry)| {
+            let decoded = L2Entry::decode(raw, &self.geometry, self.version).ok()?;
+            let Allocated { host, copied } = decoded.space()?;
+            Some(OwnCluster { entry, cluster: self.geometry.host_cluster(host), copied })
+        };
+        used.filter_map(space).collect()
+    }
+
     /// Gives back to the host what was reached from these L1 entries and is free now. Nothing has been put there since:
     /// the caller still holds the metadata. Failing costs space only.
     fn give_back_unused(&self, meta: &mut Metadata, l1: &[u64]) {
         for &raw in l1 {
             let Ok(Some((host, entries))) = self.table_of(raw) else { continue };
             let mut free = Vec::new();
-            for entry in entries {
-                let decoded = L2Entry::decode(entry, &self.geometry, self.version).ok();
-                let space = decoded.and_then(|entry| entry.space());
-                free.extend(space.map(|space| self.geometry.host_cluster(space.host).get()));
+            let mut spaces = self.own_clusters(&entries);
+            spaces.push(OwnCluster { entry: 0, cluster: self.geometry.host_cluster(host), copied: false });
+            for run in spaces.chunk_by(OwnCluster::is_before) {
+                let mut cluster = run[0].cluster.get();
+                let looked =
+                    meta.refcounts.each_of(&*self.storage, (run[0].cluster, run.len() as u64), |refcount| {
+                        free.extend((refcount == 0).then_some(cluster));
+                        cluster += 1;
+                    });
+                if looked.is_err() {
+                    return;
+                }
             }
-            free.push(self.geometry.host_cluster(host).get());
             free.sort_unstable();
             free.dedup();
-            free.retain(|&cluster| {
-                meta.refcounts.get(&*self.storage, HostCluster(cluster)).is_ok_and(|refcount| refcount == 0)
-            });
             for run in free.chunk_by(|a, b| a + 1 == *b) {
                 let start = self.geometry.host_offset(HostCluster(run[0])).get();
                 let end = start + run.len() as u64 * self.cluster_size();
@@ -349,6 +365,8 @@ fn change_references(draft: &mut Draft<'_>, l1: &[u64], change: Change) -> Resul
     for (index, &raw) in l1.iter().enumerate() {
         let Some((host, entries)) = draft.image().table_of(raw)? else { continue };
         let first = index as u64 * geometry.l2_entries();
+        // Neighbours in the disk are neighbours in the file mostly, and are counted together.
+        let mut run = Held::default();
         for (nth, entry) in entries.into_iter().enumerate().filter(|&(_, entry)| entry.descriptor != 0) {
             let guest = geometry.guest_offset(GuestCluster(first + nth as u64)).get();
             let entry = L2Entry::decode(entry, &geometry, version).map_err(|error| Corruption::L2Entry {
@@ -356,8 +374,13 @@ fn change_references(draft: &mut Draft<'_>, l1: &[u64], change: Change) -> Resul
                 entry: entry.descriptor,
                 why: error.why(),
             })?;
-            draft.change_entry(&entry, guest, change)?;
+            let Some((first, count)) = entry.clusters(&geometry) else { continue };
+            let held = Held { first: first.get(), count, guest };
+            if !run.extend(&held, &geometry) {
+                std::mem::replace(&mut run, held).change(draft, change)?;
+            }
         }
+        run.change(draft, change)?;
         match change {
             Change::OneMore => draft.change(geometry.host_cluster(host), 1, change)?,
             Change::OneFewer => draft.release_table(host, geometry.cluster_size())?,
@@ -365,6 +388,45 @@ fn change_references(draft: &mut Draft<'_>, l1: &[u64], change: Change) -> Resul
         draft.keep_within_limits()?;
     }
     Ok(())
+}
+
+/// Clusters in a row that entries in a row hold.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    first: u64,
+    count: u64,
+    /// Where the disk has what the first is for.
+    guest: u64,
+}
+
+impl Held {
+    /// Takes in what follows in the disk and in the file; whether it does.
+    fn extend(&mut self, next: &Held, geometry: &Geometry) -> bool {
+        let follows = next.first == self.first + self.count
+            && next.guest == self.guest + self.count * geometry.cluster_size();
+        self.count += if follows { next.count } else { 0 };
+        follows
+    }
+
+    fn change(self, draft: &mut Draft<'_>, change: Change) -> Result<()> {
+        draft.change_data(HostCluster(self.first), (self.count, self.guest), change)
+    }
+}
+
+/// A cluster that an entry of an L2 table has to itself.
+#[derive(Debug, Clone, Copy)]
+struct OwnCluster {
+    /// The entry's place in its table.
+    entry: usize,
+    cluster: HostCluster,
+    copied: bool,
+}
+
+impl OwnCluster {
+    /// Whether `other` is the next cluster of the file.
+    fn is_before(&self, other: &OwnCluster) -> bool {
+        self.cluster.get() + 1 == other.cluster.get()
+    }
 }
 
 /// The same L1 entries without copied flags, which mean nothing in a snapshot's table.
@@ -411,22 +473,24 @@ pub(super) fn next_state(draft: &mut Draft<'_>, mut header: Header, mut l1: Vec<
 /// Makes the copied flags of the active tree agree with the refcounts. A table in which one changes is stored anew:
 /// what it was belongs to the present state, and maybe to a snapshot.
 fn settle_flags(draft: &mut Draft<'_>, l1: &mut [u64]) -> Result<()> {
-    let (geometry, version) = (draft.image().geometry, draft.image().version);
+    let geometry = draft.image().geometry;
     for raw in l1 {
         let Some((host, mut entries)) = draft.image().table_of(*raw)? else {
             *raw = 0;
             continue;
         };
         let mut changes = false;
-        for slot in entries.iter_mut().filter(|slot| slot.descriptor != 0) {
-            // What cannot be decoded is kept for whoever meets it; it has no flag that could be wrong.
-            let entry = L2Entry::decode(*slot, &geometry, version).ok();
-            let Some(space) = entry.and_then(|entry| entry.space()) else { continue };
-            let copied = draft.refcount(geometry.host_cluster(space.host))? == 1;
-            if copied != space.copied {
-                *slot = slot.with_copied(copied);
-                changes = true;
-            }
+        // What cannot be decoded is kept for whoever meets it; it has no flag that could be wrong.
+        let spaces = draft.image().own_clusters(&entries);
+        for run in spaces.chunk_by(OwnCluster::is_before) {
+            let mut these = run.iter();
+            draft.refcounts(run[0].cluster, run.len() as u64, |refcount| {
+                let copied = refcount == 1;
+                if let Some(space) = these.next().filter(|space| space.copied != copied) {
+                    entries[space.entry] = entries[space.entry].with_copied(copied);
+                    changes = true;
+                }
+            })?;
         }
         let host = if changes {
             let copy = draft.store_table(&encode_table(&entries, &geometry), "write an L2 table")?;

@@ -282,6 +282,18 @@ impl L2Entry {
         self.subclusters().and_then(|(_, space)| space)
     }
 
+    /// The clusters in the file that the entry refers to: the first, and how many. Others may share those of compressed bytes.
+    pub fn clusters(&self, g: &Geometry) -> Option<(HostCluster, u64)> {
+        match self {
+            L2Entry::Compressed(run) => {
+                let clusters = run.clusters(g);
+                let more = clusters.end().get().saturating_sub(clusters.start().get());
+                Some((*clusters.start(), more.saturating_add(1)))
+            }
+            entry => entry.space().map(|space| (g.host_cluster(space.host), 1)),
+        }
+    }
+
     /// The entry as it stands in the file. The offsets are below [`L2Entry::OFFSET_LIMIT`] or
     /// [`CompressedRun::offset_limit`].
     pub fn encode(&self, g: &Geometry) -> RawL2Entry {

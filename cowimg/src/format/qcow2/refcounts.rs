@@ -98,14 +98,79 @@ pub fn get(block: &[u8], order: u32, index: u64) -> Option<u64> {
 /// Whether the `count` refcounts from `first` on, in a block whose refcounts have `1 << order` bits, are all `value`. Past the
 /// end of the block there are none, so that the answer is no.
 pub fn all_are(block: &[u8], order: u32, (first, count): (u64, u64), value: u64) -> bool {
-    let wide = |index: u64| usize::try_from(index).ok()?.checked_mul(2);
     let (16, Ok(value16)) = (1_u64.checked_shl(order).unwrap_or(0), u16::try_from(value)) else {
         return (first..first.saturating_add(count)).all(|index| get(block, order, index) == Some(value));
     };
     // The usual width, of which an image has millions.
-    let range = wide(first).zip(first.checked_add(count).and_then(wide));
-    let Some(bytes) = range.and_then(|(start, end)| block.get(start..end)) else { return false };
+    let range = first.checked_add(count).and_then(|end| wide_range(&(first..end)));
+    let Some(bytes) = range.and_then(|range| block.get(range)) else { return false };
     bytes.as_chunks::<2>().0.iter().all(|&refcount| u16::from_be_bytes(refcount) == value16)
+}
+
+/// What [`change_all`] made of refcounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// Each is one more or one fewer. Whether any is 0 now.
+    All {
+        /// At least one refcount has become 0.
+        frees: bool,
+    },
+    /// Nothing: the refcount at this index is 0, or past the end of the block.
+    Zero(u64),
+    /// Nothing: the refcount at this index is the highest that its width can hold, and was to be one more.
+    Full(u64),
+}
+
+/// Counts one reference more, or one fewer, for each of the `count` refcounts from `first` on in a block whose refcounts have
+/// `1 << order` bits; none of them may be 0. All or none are changed.
+pub fn change_all(block: &mut [u8], order: u32, (first, count): (u64, u64), more: bool) -> Changed {
+    let end = first.saturating_add(count);
+    if order == 4
+        && let Some(refcounts) = wide_range(&(first..end)).and_then(|range| block.get_mut(range))
+        && let Some(changed) = change_all_16(refcounts.as_chunks_mut::<2>().0, more)
+    {
+        return changed;
+    }
+    let highest =
+        width(order).and_then(|width| u64::MAX.checked_shr(64_u32.checked_sub(width)?)).unwrap_or(0);
+    let mut frees = false;
+    for index in first..end {
+        match get(block, order, index) {
+            None | Some(0) => return Changed::Zero(index),
+            Some(refcount) if more && refcount == highest => return Changed::Full(index),
+            Some(refcount) => frees |= !more && refcount == 1,
+        }
+    }
+    for index in first..end {
+        let refcount = get(block, order, index).unwrap_or(0);
+        let changed = if more { refcount.wrapping_add(1) } else { refcount.wrapping_sub(1) };
+        _ = try_set(block, order, index, changed);
+    }
+    Changed::All { frees }
+}
+
+/// The usual width, of which an image has millions; `None`, and nothing changed, when one of them cannot be changed.
+fn change_all_16(refcounts: &mut [[u8; 2]], more: bool) -> Option<Changed> {
+    let (mut lowest, mut highest) = (u16::MAX, 0);
+    for refcount in refcounts.iter() {
+        let refcount = u16::from_be_bytes(*refcount);
+        lowest = lowest.min(refcount);
+        highest = highest.max(refcount);
+    }
+    if lowest == 0 || (more && highest == u16::MAX) {
+        return None;
+    }
+    let by = if more { 1 } else { u16::MAX };
+    for refcount in refcounts {
+        *refcount = u16::from_be_bytes(*refcount).wrapping_add(by).to_be_bytes();
+    }
+    Some(Changed::All { frees: !more && lowest == 1 })
+}
+
+/// Where refcounts of 16 bits are.
+fn wide_range(entries: &std::ops::Range<u64>) -> Option<std::ops::Range<usize>> {
+    let place = |index: u64| usize::try_from(index).ok()?.checked_mul(2);
+    Some(place(entries.start)?..place(entries.end)?)
 }
 
 /// Sets the refcount at `index` and says whether that was possible: not past the end of the block, and not to a
@@ -348,6 +413,36 @@ mod tests {
             }
             // The neighbours are as they were to the last bit.
             prop_assert_eq!(block, block_of(order, &counts));
+        }
+
+        /// All change or none, as if each were looked at; and nothing beside them changes.
+        #[test]
+        fn changing_all_is_changing_each(
+            order in 0_u32..=6,
+            counts in prop::collection::vec(prop_oneof![5 => 1_u64..4, 1 => Just(0), 1 => Just(u64::MAX)], 1..60),
+            (first, count) in (0_u64..60, 0_u64..70),
+            more: bool,
+        ) {
+            let counts: Vec<u64> = counts.into_iter().map(|count| count & max(order)).collect();
+            let before = block_of(order, &counts);
+            let mut block = before.clone();
+            let mut expected = before.clone();
+            let mut outcome = Changed::All { frees: false };
+            for index in first..first + count {
+                let refcount = get(&before, order, index).unwrap_or(0);
+                if refcount == 0 || (more && refcount == max(order)) {
+                    outcome = if refcount == 0 { Changed::Zero(index) } else { Changed::Full(index) };
+                    expected.clone_from(&before);
+                    break;
+                }
+                let changed = if more { refcount + 1 } else { refcount - 1 };
+                prop_assert!(set(&mut expected, order, index, changed));
+                if let Changed::All { frees } = &mut outcome {
+                    *frees |= changed == 0;
+                }
+            }
+            prop_assert_eq!(change_all(&mut block, order, (first, count), more), outcome);
+            prop_assert_eq!(block, expected);
         }
 
         /// Every width and every length of the block, whole words or not, agrees with looking at each entry.
