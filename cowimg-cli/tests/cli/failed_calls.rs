@@ -60,7 +60,7 @@ fn run(bench: &Workbench, line: &str, fault: Option<(&str, &str, u32)>) -> (Opti
 }
 
 /// Whether strace is there and may do what it does.
-fn has_strace() -> bool {
+pub(crate) fn has_strace() -> bool {
     let tried = Command::new("strace")
         .args(["-q", "-o", "/dev/null", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO", "true"])
         .status();
@@ -138,6 +138,11 @@ fn an_image_that_is_written_whole() {
 #[test]
 fn an_image_with_a_data_file() {
     fail_each_call("create -q -o preallocation=metadata,data_file=data new.qcow2 1M");
+}
+
+#[test]
+fn an_image_that_is_converted_with_a_data_file() {
+    fail_each_call("convert -q -m 1 -t writeback -O qcow2 -o data_file=data base.qcow2 new.qcow2");
 }
 
 #[test]

@@ -26,11 +26,12 @@ pub(crate) enum Left {
     Sound,
 }
 
-pub(crate) const VERBS: [(&str, Left); 18] = [
+pub(crate) const VERBS: [(&str, Left); 19] = [
     ("convert base.qcow2 new.qcow2", Left::NoneOr("new.qcow2", "base.qcow2")),
     ("convert -c -W base.qcow2 new.qcow2", Left::NoneOr("new.qcow2", "base.qcow2")),
     ("convert -C -O raw base.qcow2 new.raw", Left::NoneOr("new.raw", "base.qcow2")),
     ("convert -n -O qcow2 other.qcow2 base.qcow2", Left::Either("base.qcow2", "other.qcow2")),
+    ("convert -O qcow2 -o data_file=new.raw base.qcow2 new.qcow2", Left::NoneOr("new.qcow2", "base.qcow2")),
     ("dd if=base.qcow2 of=new.raw bs=64k", Left::NoneOr("new.raw", "base.qcow2")),
     ("create -o preallocation=metadata,cluster_size=512 new.qcow2 16M", Left::Sound),
     ("create -b base.qcow2 -F qcow2 new.qcow2", Left::NoneOr("new.qcow2", "base.qcow2")),
@@ -78,10 +79,19 @@ pub(crate) fn arguments(line: &str) -> Vec<&str> {
     line.split_whitespace().map(|word| if word == "--none--" { "" } else { word }).collect()
 }
 
+/// The image at `path`, and its data file, which is beside it where it has one.
+pub(crate) fn open(path: &Path) -> Image {
+    let is_raw = |path: &Path| path.extension().is_some_and(|ending| ending == "raw");
+    let mut options = Image::options().format(if is_raw(path) { Format::Raw } else { Format::Qcow2 });
+    let data_file = path.with_extension("raw");
+    if !is_raw(path) && data_file.exists() {
+        options = options.data_file(data_file);
+    }
+    options.open(path).unwrap_or_else(|error| panic!("{error}"))
+}
+
 pub(crate) fn disk(path: &Path) -> Vec<u8> {
-    let format =
-        if path.extension().is_some_and(|ending| ending == "raw") { Format::Raw } else { Format::Qcow2 };
-    let image = Image::options().format(format).open(path).unwrap_or_else(|error| panic!("{error}"));
+    let image = open(path);
     let mut bytes = vec![0; image.size() as usize];
     image.read_at(&mut bytes, 0).unwrap();
     bytes

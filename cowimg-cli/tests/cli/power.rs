@@ -5,8 +5,6 @@
 use std::fs;
 use std::path::Path;
 
-use cowimg::{Access, Format, Image};
-
 use crate::killed::{self, Left};
 use crate::power_cut::{MOUNTED, is_wanted, recover, run_in_machine};
 use crate::workbench::Workbench;
@@ -20,7 +18,7 @@ fn content(bench: &Workbench) -> Vec<(String, Vec<u8>, usize, usize)> {
         if !name.contains(".qcow2") {
             return (name, disk, 0, 0);
         }
-        let image = Image::options().access(Access::ReadOnly).format(Format::Qcow2).open(path).unwrap();
+        let image = killed::open(&path);
         let (snapshots, bitmaps) = (image.snapshots().unwrap().len(), image.bitmaps().unwrap().len());
         (name, disk, snapshots, bitmaps)
     };

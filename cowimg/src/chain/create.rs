@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::cancellable::CancellableStorage;
 use super::data::data_file_path;
@@ -11,7 +10,8 @@ use super::encrypt::{Encryption, LuksOptions};
 use super::file_use::Purpose;
 use super::names;
 use super::options::OpenOptions;
-use super::staged::{Between, RemovedUnlessKept, StagedImage, make_data_file};
+use super::staged::{Between, StagedImage};
+use super::staged_file::{Role, StagedFile};
 use super::walk::{Found, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::probe::Format;
@@ -230,18 +230,17 @@ struct DataFile {
 }
 
 impl CreatePlan {
-    /// Makes the image's data file, if it is to have one; stopped on the way, one that is new goes again.
+    /// Makes the image's data file, if it is to have one, without its name.
     pub(super) fn make_data_file(
         &self,
         overwrite: Overwrite,
         (control, between): (&Control<'_>, Between<'_>),
-    ) -> Result<Option<RemovedUnlessKept>> {
+    ) -> Result<Option<StagedFile>> {
         let Some(file) = &self.data_file else { return Ok(None) };
-        let made = make_data_file(&file.path, overwrite).and_then(|(storage, made)| {
-            storage.set_attributes(self.host);
-            let storage = CancellableStorage::new(between(Arc::new(storage)), control, file.size);
+        let made = StagedFile::reserve(&file.path, overwrite, Role::DataFile).and_then(|staged| {
+            let storage = CancellableStorage::new(between(staged.storage(self.host)?), control, file.size);
             storage.outcome(write_raw(&storage, file.size, self.preallocation))?;
-            Ok(made)
+            Ok(Some(staged))
         });
         made.map_err(|error| error.at_path(&file.path))
     }

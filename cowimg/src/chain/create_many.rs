@@ -1,12 +1,10 @@
 //! Many equal images with one plan: all of them get their names, or none does.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 
 use super::create::{CreateOptions, CreatePlan, CreateReport, Overwrite, plan};
-use super::nameless::folder_of;
-use super::staged::{StagedImage, sync_folder, take_back};
+use super::publish::{Durability, publish};
+use super::staged::StagedImage;
 use crate::error::{Error, Result};
 use crate::progress::Control;
 
@@ -26,7 +24,7 @@ pub fn create_many<P: AsRef<Path>>(
     control: &Control<'_>,
 ) -> Result<CreateReport> {
     let (staged, report) = stage(paths, options, control)?;
-    publish(staged, Durability::LeftToTheHost)?;
+    publish(staged, Durability::LeftToTheHost, control)?;
     Ok(report)
 }
 
@@ -38,8 +36,7 @@ pub fn create_many_synced<P: AsRef<Path>>(
     control: &Control<'_>,
 ) -> Result<CreateReport> {
     let (staged, report) = stage(paths, options, control)?;
-    sync_all(&staged, control)?;
-    publish(staged, Durability::Synced)?;
+    publish(staged, Durability::Synced, control)?;
     Ok(report)
 }
 
@@ -48,7 +45,7 @@ fn stage<P: AsRef<Path>>(
     paths: &[P],
     options: &CreateOptions,
     control: &Control<'_>,
-) -> Result<(Vec<Sibling>, CreateReport)> {
+) -> Result<(Vec<StagedImage>, CreateReport)> {
     let Some(first) = paths.first().map(AsRef::as_ref) else {
         return Err(Error::invalid("no name is given for an image to be created"));
     };
@@ -67,7 +64,7 @@ fn stage<P: AsRef<Path>>(
         }
         control.check()?;
         let open = if staged.len() < open_files { OpenFile::Kept } else { OpenFile::Closed };
-        staged.push(Sibling::write(path, (options.overwrite, open), &plan)?);
+        staged.push(write(path, (options.overwrite, open), &plan)?);
         control.report(staged.len() as u64, paths.len() as u64);
     }
     Ok((staged, report))
@@ -90,29 +87,6 @@ enum OpenFile {
     Closed,
 }
 
-/// Syncs the images from several threads, for a host that makes one of syncs at the same time.
-fn sync_all(staged: &[Sibling], control: &Control<'_>) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<()> {
-        while let Some(sibling) = staged.get(next.fetch_add(1, Ordering::Relaxed)) {
-            control.check()?;
-            sibling.image.sync()?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (1..SYNCS.min(staged.len())).map(|_| scope.spawn(work)).collect();
-        let first = work();
-        threads.into_iter().fold(first, |first, thread| {
-            let other = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            first.and(other)
-        })
-    })
-}
-
-/// Syncs at the same time.
-const SYNCS: usize = 16;
-
 fn refuse_what_cannot_be_many(options: &CreateOptions) -> Result<()> {
     if options.qcow2.data_file.is_some() {
         return Err(Error::invalid("several images cannot have one data file"));
@@ -124,64 +98,14 @@ fn refuse_what_cannot_be_many(options: &CreateOptions) -> Result<()> {
 }
 
 /// An image that is complete and has no name yet.
-struct Sibling {
-    image: StagedImage,
-    target: PathBuf,
-    /// See [`StagedImage::identity`].
-    identity: Option<(u64, u64)>,
-}
-
-impl Sibling {
-    fn write(path: &Path, (overwrite, open): (Overwrite, OpenFile), plan: &CreatePlan) -> Result<Sibling> {
-        let image = StagedImage::write(path, overwrite, plan)?.unlocked();
-        let image = if open == OpenFile::Closed { image.closed()? } else { image };
-        let identity = image.identity();
-        Ok(Sibling { image, target: path.to_path_buf(), identity })
-    }
-}
-
-/// Whether names are to survive a power cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Durability {
-    Synced,
-    LeftToTheHost,
-}
-
-/// Gives all their names. Until one has replaced a file, a failure takes all of them back.
-fn publish(staged: Vec<Sibling>, durability: Durability) -> Result<()> {
-    let mut named: Vec<(PathBuf, Option<(u64, u64)>)> = Vec::with_capacity(staged.len());
-    let mut has_replaced = false;
-    let take_all_back = |named: &[(PathBuf, Option<(u64, u64)>)]| {
-        for (target, identity) in named {
-            take_back(target, *identity);
-        }
-    };
-    for Sibling { image, target, identity } in staged {
-        has_replaced |= image.replaces_a_file();
-        match image.publish() {
-            Ok(()) => named.push((target, identity)),
-            Err(error) if has_replaced => return Err(error),
-            Err(error) => {
-                take_all_back(&named);
-                return Err(error);
-            }
-        }
-    }
-    if durability == Durability::LeftToTheHost {
-        return Ok(());
-    }
-    let mut folders = BTreeSet::new();
-    let mut unsynced =
-        named.iter().map(|(target, _)| target).filter(|target| folders.insert(folder_of(target)));
-    unsynced.try_for_each(|target| sync_folder(target)).inspect_err(|_| {
-        if !has_replaced {
-            take_all_back(&named);
-        }
-    })
+fn write(path: &Path, (overwrite, open): (Overwrite, OpenFile), plan: &CreatePlan) -> Result<StagedImage> {
+    let image = StagedImage::write(path, overwrite, plan)?.unlocked();
+    if open == OpenFile::Closed { image.closed() } else { Ok(image) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::atomic::AtomicBool;
 
     use super::*;
@@ -242,11 +166,10 @@ mod tests {
         let plan = plan(&paths[0], &CreateOptions::qcow2(1 << 20)).expect("sound options");
         let how = |open| (Overwrite::Refuse, open);
         for open in [OpenFile::Kept, OpenFile::Closed] {
-            let staged =
-                paths.iter().map(|path| Sibling::write(path, how(open), &plan).expect("a free name"));
-            let staged: Vec<Sibling> = staged.collect();
+            let staged = paths.iter().map(|path| write(path, how(open), &plan).expect("a free name"));
+            let staged: Vec<StagedImage> = staged.collect();
             std::fs::write(&paths[2], "mine").expect("written");
-            assert!(publish(staged, Durability::Synced).is_err());
+            assert!(publish(staged, Durability::Synced, &Control::default()).is_err());
             assert_eq!(names(folder.path()), ["c"]);
             std::fs::remove_file(&paths[2]).expect("removed");
         }
@@ -261,8 +184,9 @@ mod tests {
         let expected = std::fs::read(&paths[0]).expect("it was made");
         let plan = plan(&paths[0], &options).expect("sound options");
         let closed = folder.path().join("closed");
-        let sibling = Sibling::write(&closed, (Overwrite::Refuse, OpenFile::Closed), &plan);
-        publish(vec![sibling.expect("a free name")], Durability::Synced).expect("nothing is in the way");
+        let sibling = write(&closed, (Overwrite::Refuse, OpenFile::Closed), &plan);
+        let staged = vec![sibling.expect("a free name")];
+        publish(staged, Durability::Synced, &Control::default()).expect("nothing is in the way");
         assert_eq!(names(folder.path()), ["a", "b", "c", "closed"]);
         for path in paths.iter().chain([&closed]) {
             assert!(std::fs::read(path).expect("it was made") == expected, "{}", path.display());

@@ -56,7 +56,8 @@ fn open_data_file(
         Access::ReadWrite => FileOptions::read_write(),
     };
     let file_options = file_options.host_cache(options.cache_mode.host_cache());
-    let opened = FileStorage::open(&path, &file_options)
+    let place = options.data_place.as_ref().unwrap_or(&path);
+    let opened = FileStorage::open(place, &file_options)
         .map_err(|error| Error::io("open the data file", error).at_path(&path))?;
     if options.data_file.is_none() {
         let checked = options.backing.check_opened(&opened, &path, found.path.as_deref());

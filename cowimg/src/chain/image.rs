@@ -150,7 +150,13 @@ impl Image {
         for (depth, Layer { found }) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { options.access } else { found.access };
             let passphrase = found.passphrase.clone();
-            let of_layer = OpenOptions { data_file: None, data_storage: None, passphrase, ..options.clone() };
+            let of_layer = OpenOptions {
+                data_file: None,
+                data_place: None,
+                data_storage: None,
+                passphrase,
+                ..options.clone()
+            };
             let options = if depth == 0 { options } else { &of_layer };
             let below = match depth {
                 // A layer that is written answers for other parts from one moment to the next.

@@ -26,7 +26,9 @@ mod nameless;
 mod names;
 mod options;
 mod policy;
+mod publish;
 mod staged;
+mod staged_file;
 mod walk;
 
 pub(crate) use crate::qcow2::BitmapInfo;

@@ -41,6 +41,8 @@ pub struct OpenOptions {
     pub(super) snapshot_size: SnapshotSize,
     pub(super) passphrase: Option<Passphrase>,
     pub(super) data_file: Option<PathBuf>,
+    /// Where `data_file` is as long as it has no name.
+    pub(super) data_place: Option<PathBuf>,
     pub(super) data_storage: Option<Arc<dyn Storage>>,
     pub(super) writable_layer: Option<LayerChoice>,
     pub(super) below: Option<Below>,
@@ -82,6 +84,7 @@ impl Default for OpenOptions {
             snapshot_size: SnapshotSize::Own,
             passphrase: None,
             data_file: None,
+            data_place: None,
             data_storage: None,
             writable_layer: None,
             below: None,
