@@ -3,6 +3,8 @@
 //!
 //! One test per kind, by its name.
 
+mod sound_image;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -16,16 +18,17 @@ use cowimg::check::{
     repair_storage_with,
 };
 use cowimg::encryption::{LuksOptions, Passphrase};
-use cowimg::format::qcow2::layout::{
-    BackingName, DataFileName, FreshEncryption, FreshParams, LazyRefcounts, Preallocation, plan,
-};
-use cowimg::format::qcow2::{CompressionType, Geometry, Version};
+use cowimg::format::qcow2::CompressionType;
+use cowimg::format::qcow2::layout::{BackingName, DataFileName, FreshParams};
 use cowimg::progress::Control;
-use cowimg::storage::{MemoryStorage, Storage, StorageExt};
-use cowimg::{
-    Access, ByteRange, CreateOptions, Error, ErrorKind, Format, Image, Limits, NewBitmap, NewSnapshot, Result,
-};
+use cowimg::storage::{MemoryStorage, Storage};
+use cowimg::{Access, ByteRange, CreateOptions, Error, ErrorKind, Image, Limits, NewSnapshot, Result};
 use cowimg::{inspect, inspect_chain};
+
+use sound_image::{
+    L1_ENTRIES, L1_OFFSET, REFCOUNT_CLUSTERS, SNAPSHOT_COUNT, SNAPSHOT_TABLE, changed, fresh, open, params,
+    put, sound, word,
+};
 
 /// The system's allocator, which counts.
 struct Counting;
@@ -58,12 +61,6 @@ const MIB: usize = 1 << 20;
 /// What images may take that have nothing large in them: buffers of the jobs, caches.
 const USUAL: usize = 16 * MIB;
 
-const L1_ENTRIES: usize = 36;
-const L1_OFFSET: usize = 40;
-const REFCOUNT_CLUSTERS: usize = 56;
-const SNAPSHOT_COUNT: usize = 60;
-const SNAPSHOT_TABLE: usize = 64;
-
 /// Runs `work`, which may take so many bytes of memory at a time.
 fn measured<T>(what: &str, memory: usize, work: impl FnOnce() -> T) -> T {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -77,64 +74,6 @@ fn measured<T>(what: &str, memory: usize, work: impl FnOnce() -> T) -> T {
     assert!(taken <= memory, "{what} took {taken} bytes of memory, and {memory} are allowed");
     assert!(took < PATIENCE, "{what} took {took:?}");
     result
-}
-
-fn params(cluster_bits: u32, size: u64) -> FreshParams {
-    FreshParams {
-        version: Version::V3,
-        geometry: Geometry::new(cluster_bits, 4).expect("a geometry of the format"),
-        size,
-        lazy_refcounts: LazyRefcounts::Off,
-        compression: CompressionType::Deflate,
-        preallocation: Preallocation::Off,
-        backing: None,
-        data_file: None,
-        encryption: FreshEncryption::None,
-    }
-}
-
-fn fresh(params: &FreshParams) -> Arc<MemoryStorage> {
-    let layout = plan(params).expect("the image can be laid out");
-    let storage = MemoryStorage::new();
-    storage.set_len(layout.file_len()).expect("memory can grow");
-    for piece in layout.pieces() {
-        storage.write_all_at(&piece.bytes, piece.offset.get()).expect("memory can be written");
-    }
-    Arc::new(storage)
-}
-
-fn open(storage: &Arc<MemoryStorage>, access: Access) -> Result<Image> {
-    Image::options().format(Format::Qcow2).access(access).open_storage(storage.clone())
-}
-
-/// A sound image with data, a snapshot and a bitmap in clusters of this size.
-fn sound(cluster_bits: u32, compression: CompressionType) -> Arc<MemoryStorage> {
-    let storage = fresh(&FreshParams { compression, ..params(cluster_bits, 1 << 20) });
-    let image = open(&storage, Access::ReadWrite).expect("it opens");
-    image.write_at(&vec![1; 100_000], 0).expect("it takes data");
-    image
-        .create_snapshot(&NewSnapshot { name: b"one".to_vec(), ..NewSnapshot::default() })
-        .expect("a snapshot");
-    image.write_at(&[2; 1000], 5000).expect("it takes data");
-    image.add_bitmap("b", &NewBitmap::default()).expect("a bitmap");
-    image.close().expect("it closes");
-    storage
-}
-
-fn put(storage: &MemoryStorage, at: u64, bytes: &[u8]) {
-    storage.write_all_at(bytes, at).expect("memory can be written");
-}
-
-fn word(storage: &MemoryStorage, at: u64) -> u64 {
-    let mut bytes = [0; 8];
-    storage.read_exact_at(&mut bytes, at).expect("memory can be read");
-    u64::from_be_bytes(bytes)
-}
-
-fn changed(storage: &MemoryStorage, at: usize, bytes: &[u8]) -> Arc<MemoryStorage> {
-    let copy = MemoryStorage::copy_of(storage).expect("memory can be copied");
-    put(&copy, at as u64, bytes);
-    Arc::new(copy)
 }
 
 /// Does with the image what anybody might; each is tried, whatever became of the one before. The copy counts, too.

@@ -1,49 +1,23 @@
 //! Limits that somebody lowered: what asks for more is refused under the limit's name, by whoever opens, checks, plans or repairs
 //! it, and nothing has changed then.
 
+mod sound_image;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cowimg::check::{CheckedFile, Repair, check_storage_with, plan_storage_with, repair_storage_with};
+use cowimg::format::qcow2::CompressionType;
 use cowimg::progress::Control;
 use cowimg::storage::{MemoryStorage, StorageExt};
-use cowimg::{
-    Access, CreateOptions, ErrorKind, Format, Image, Limits, NewBitmap, NewSnapshot, Qcow2CreateOptions,
-    Result,
-};
+use cowimg::{Access, CreateOptions, ErrorKind, Format, Image, Limits, Result};
 
-const L1_ENTRIES: usize = 36;
-const REFCOUNT_CLUSTERS: usize = 56;
-const SNAPSHOT_COUNT: usize = 60;
-const SNAPSHOT_TABLE: usize = 64;
-
-/// An image with data, a snapshot and a bitmap in clusters of 512 bytes.
-fn sound() -> Arc<MemoryStorage> {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let path = folder.path().join("sound");
-    let qcow2 = Qcow2CreateOptions { cluster_size: 512, ..Qcow2CreateOptions::default() };
-    cowimg::create(&path, &CreateOptions { qcow2, ..CreateOptions::qcow2(1 << 20) }).expect("it is made");
-    let image = Image::options().access(Access::ReadWrite).open(&path).expect("it opens");
-    image.write_at(&vec![1; 100_000], 0).expect("it takes data");
-    image
-        .create_snapshot(&NewSnapshot { name: b"one".to_vec(), ..NewSnapshot::default() })
-        .expect("a snapshot");
-    image.write_at(&[2; 1000], 5000).expect("it takes data");
-    image.add_bitmap("b", &NewBitmap::default()).expect("a bitmap");
-    image.close().expect("it closes");
-    Arc::new(MemoryStorage::with_bytes(fs::read(&path).expect("it can be read")))
-}
-
-fn changed(storage: &MemoryStorage, at: usize, bytes: &[u8]) -> Arc<MemoryStorage> {
-    let copy = MemoryStorage::copy_of(storage).expect("memory can be copied");
-    copy.write_all_at(bytes, at as u64).expect("memory can be written");
-    Arc::new(copy)
-}
+use sound_image::{L1_ENTRIES, REFCOUNT_CLUSTERS, SNAPSHOT_COUNT, SNAPSHOT_TABLE, changed, sound};
 
 #[test]
 fn a_lowered_limit_is_said_by_its_name_and_holds() {
-    let storage = sound();
+    let storage = sound(9, CompressionType::Deflate);
     let open = |limits: Limits| {
         let options = Image::options().format(Format::Qcow2).access(Access::ReadWrite).limits(limits);
         options.open_storage(storage.clone())
@@ -78,7 +52,7 @@ fn judged(storage: &Arc<MemoryStorage>, limits: &Limits) -> [Result<()>; 3] {
 
 #[test]
 fn a_lowered_limit_holds_for_checks_plans_and_repairs_of_sound_and_damaged_images() {
-    let storage = sound();
+    let storage = sound(9, CompressionType::Deflate);
     let mut table = [0; 8];
     storage.read_exact_at(&mut table, SNAPSHOT_TABLE as u64).expect("memory can be read");
     let table = u64::from_be_bytes(table) as usize;
@@ -116,7 +90,7 @@ fn a_lowered_limit_holds_for_checks_plans_and_repairs_of_sound_and_damaged_image
 fn a_lowered_limit_holds_for_a_file_that_is_opened_to_be_checked_and_for_what_it_needs() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = |name: &str| -> PathBuf { folder.path().join(name) };
-    fs::write(path("base"), sound().to_vec()).expect("a file can be written");
+    fs::write(path("base"), sound(9, CompressionType::Deflate).to_vec()).expect("a file can be written");
     for (name, below) in [("middle", "base"), ("top", "middle")] {
         cowimg::create(path(name), &CreateOptions::overlay(below)).expect("it is made");
     }
