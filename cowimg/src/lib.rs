@@ -45,6 +45,7 @@ mod qcow2;
 mod range;
 mod raw;
 pub mod storage;
+mod zero_scan;
 
 pub use chain::{
     BackingInfo, BackingOptions, CacheMode, CreateOptions, CreatePlan, CreateReport, DEFAULT_CACHE_SIZE,

@@ -11,7 +11,7 @@ use source_text::{Source, end_of_group, is_identifier, word_offsets};
 /// Lowest first. Modules of one row are peers: they may not use each other, save in the first row, whose words
 /// belong together.
 const LAYERS: &[&[&str]] = &[
-    &["error", "corruption", "extent", "limits", "progress", "range"],
+    &["error", "corruption", "extent", "limits", "progress", "range", "zero_scan"],
     &["format"],
     &["codec"],
     &["storage"],

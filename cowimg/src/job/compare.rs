@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::zero_scan::is_zero;
 use crate::chain::{Image, Layer, Look};
 use crate::error::{Error, ErrorKind};
 use crate::extent::{Extent, ExtentKind};
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::PageBuffer;
+use crate::zero_scan::is_zero;
 
 /// The most that is compared as one portion, in bytes.
 const PORTION: u64 = 2 << 20;

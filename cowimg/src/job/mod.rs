@@ -10,7 +10,6 @@ mod in_turn;
 mod measure;
 mod pace;
 mod rebase;
-mod zero_scan;
 
 pub use commit::{Afterwards, CommitOptions, CommitReport, commit};
 pub use compare::{

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::convert::Compression;
 use super::in_turn::work_in_turn;
-use super::zero_scan::is_zero;
 use crate::chain::{Image, Layer, Verification};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
@@ -16,6 +15,7 @@ use crate::format::qcow2::layout::BackingName;
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::PageBuffer;
+use crate::zero_scan::is_zero;
 
 /// Bytes of a piece, or one cluster where that is more.
 const PIECE: u64 = 1 << 20;

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::in_turn::work_in_turn;
 use super::pace::Pace;
-use super::zero_scan::parts;
 use crate::chain::Image;
 use crate::disk::{ResizeOptions, ZeroMode};
 use crate::error::{Error, Result};
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::PageBuffer;
+use crate::zero_scan::parts;
 use batches::{Batch, Batches};
 
 /// Zeroes in data are looked for in steps of this many bytes when the lower layer has no clusters.

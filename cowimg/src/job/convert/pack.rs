@@ -1,8 +1,8 @@
 //! Compressing the clusters of a piece.
 
-use super::super::zero_scan::is_zero;
 use crate::chain::Image;
 use crate::error::{Error, Result};
+use crate::zero_scan::is_zero;
 
 /// Compresses for a target.
 #[derive(Debug, Clone, Copy)]

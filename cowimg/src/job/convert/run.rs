@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::super::pace::Pace;
-use super::super::zero_scan::parts;
 use super::pack::{Packed, Packing, Zeroes};
 use super::pieces::{Action, Piece, Pieces};
 use super::source::Source;
@@ -16,6 +15,7 @@ use crate::error::Result;
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::{PageBuffer, SHARED_BLOCK, Storage, may_share};
+use crate::zero_scan::parts;
 
 /// Zeroes that are written as data are written in steps of this many bytes.
 const ZEROES: u64 = 1 << 20;

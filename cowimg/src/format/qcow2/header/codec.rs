@@ -8,6 +8,7 @@ use crate::format::qcow2::address::HostOffset;
 use crate::format::qcow2::extensions::{self, Extension};
 use crate::format::qcow2::features::{Autoclear, Compatible, Incompatible};
 use crate::format::qcow2::geometry::Geometry;
+use crate::zero_scan::is_zero;
 
 /// The fields that both versions have.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -255,10 +256,6 @@ fn decode_compression(fields: &[u8]) -> Result<CompressionType, HeaderError> {
 /// The first `len` bytes, or all where there are fewer.
 fn prefix(bytes: &[u8], len: u64) -> &[u8] {
     usize::try_from(len).ok().and_then(|len| bytes.get(..len)).unwrap_or(bytes)
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&byte| byte == 0)
 }
 
 fn truncated(bytes: &[u8], needed: u64) -> HeaderError {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Whether every byte is zero. Plain folding: compilers turn it into wide loads, and it stops early.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<8>();
     let mut blocks = words.chunks(64);
     blocks.all(|block| block.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0)
@@ -12,13 +12,13 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 
 /// A part of a buffer that is all zeroes, or is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part {
-    pub(super) range: Range<usize>,
-    pub(super) is_zero: bool,
+pub(crate) struct Part {
+    pub(crate) range: Range<usize>,
+    pub(crate) is_zero: bool,
 }
 
 /// The buffer in parts, looked at in steps of `granule` bytes (above 0): a zero part is made of whole granules.
-pub(super) fn parts(bytes: &[u8], granule: usize) -> impl Iterator<Item = Part> {
+pub(crate) fn parts(bytes: &[u8], granule: usize) -> impl Iterator<Item = Part> {
     let mut start = 0;
     std::iter::from_fn(move || {
         let mut granules = bytes.get(start..)?.chunks(granule);
