@@ -55,3 +55,9 @@ fn a_freed_cluster_waits_until_that_is_durable() {
     let orders = whole_engine::a_freed_cluster_waits_until_that_is_durable(orders_of_the_engine());
     tell("the engine: freed clusters", orders);
 }
+
+#[test]
+fn compressed_clusters_share_without_harm() {
+    let orders = whole_engine::compressed_clusters_share_without_harm(orders_of_the_engine());
+    tell("the engine: compressed clusters", orders);
+}

@@ -50,7 +50,10 @@ pub fn no_cluster_is_reused_while_it_is_read(orders: usize) -> u64 {
                     let place = image.place.load(SeqCst) as usize;
                     let before = image.owners[place].load(SeqCst);
                     let after = image.owners[place].load(SeqCst);
-                    assert!(before.is_multiple_of(2) && after == before, "cluster {place} was reused under a reader");
+                    assert!(
+                        before.is_multiple_of(2) && after == before,
+                        "cluster {place} was reused under a reader"
+                    );
                 }
             }
         };

@@ -49,6 +49,8 @@ enum Op {
     WriteRun(u64, u64, u8),
     /// The same, but the storage fails when it has written: for clusters that have no space yet.
     Fail(u64, u64),
+    /// Fills the cluster with the byte, compressed: it shares a cluster of the file with others.
+    Pack(u64, u8),
     /// Gives the cluster up.
     Discard(u64),
     /// Reads it.
@@ -56,13 +58,13 @@ enum Op {
     Flush,
 }
 
-use Op::{Discard, Fail, Flush, Read, Write, WriteHalf, WriteRest, WriteRun};
+use Op::{Discard, Fail, Flush, Pack, Read, Write, WriteHalf, WriteRest, WriteRun};
 
 impl Op {
     /// The clusters whose content it changes.
     fn changes(self) -> std::ops::Range<u64> {
         match self {
-            Write(at, _) | WriteHalf(at, _) | WriteRest(at, _) | Discard(at) => at..at + 1,
+            Write(at, _) | WriteHalf(at, _) | WriteRest(at, _) | Pack(at, _) | Discard(at) => at..at + 1,
             WriteRun(at, count, _) => at..at + count,
             Fail(..) | Read(_) | Flush => 0..0,
         }
@@ -71,7 +73,7 @@ impl Op {
     /// What it makes of a cluster that it changes.
     fn makes_of(self, before: Content) -> Content {
         match self {
-            Write(_, byte) | WriteRun(_, _, byte) => [byte; 2],
+            Write(_, byte) | WriteRun(_, _, byte) | Pack(_, byte) => [byte; 2],
             WriteHalf(_, byte) => [byte, before[1]],
             WriteRest(_, byte) => [before[0], byte],
             Discard(_) => [0; 2],
@@ -130,6 +132,7 @@ impl World {
         let filled = |count: u64, byte: u8| vec![byte; (count * CLUSTER) as usize];
         let done = match op {
             Write(cluster, byte) => self.image.write_at(&filled(1, byte), at(cluster)),
+            Pack(cluster, byte) => self.image.write_compressed_at(&filled(1, byte), at(cluster)),
             WriteRun(first, count, byte) => self.image.write_at(&filled(count, byte), at(first)),
             WriteHalf(cluster, byte) => self.image.write_at(&[byte; SECTOR as usize], at(cluster)),
             WriteRest(cluster, byte) => self.image.write_at(&[byte; SECTOR as usize], at(cluster) + SECTOR),
@@ -295,6 +298,20 @@ pub fn a_freed_cluster_waits_until_that_is_durable(orders: usize) -> u64 {
             &[Discard(0), Write(0, 3), Discard(FAR), Flush, Write(FAR, 4)],
             &[Discard(1), Flush, WriteRun(5, 2, 5), Flush, Write(7, 6)],
             &[Read(1), Read(0), Discard(2), Write(8, 7), Read(FAR)],
+        ],
+    )
+}
+
+/// A cluster of the file that holds compressed clusters of several threads is free when the last of them has gone, and what is
+/// added to it meanwhile is in nobody else's.
+pub fn compressed_clusters_share_without_harm(orders: usize) -> u64 {
+    many_orders(
+        orders,
+        &[Pack(0, 1), Pack(1, 2), Flush],
+        &[
+            &[Discard(0), Pack(2, 3), Discard(2), Pack(3, 4)],
+            &[Write(1, 5), Flush, Pack(4, 6), Flush],
+            &[Read(0), Pack(FAR, 7), Flush, Write(FAR, 8), Read(1)],
         ],
     )
 }
