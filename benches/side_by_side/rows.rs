@@ -17,6 +17,8 @@ pub(crate) struct Row {
     pub(crate) times: usize,
     /// Run after the first pair: must succeed.
     pub(crate) verify: &'static [&'static str],
+    /// Bytes of new files that a run fills the host's cache with, where they are many.
+    pub(crate) new_bytes: usize,
     /// Pairs that are measured, unless the command line says otherwise.
     pub(crate) pairs: usize,
 }
@@ -30,15 +32,18 @@ const ROW: Row = Row {
     theirs: "",
     times: 1,
     verify: &[],
+    new_bytes: 0,
     pairs: 7,
 };
 
 /// Work that is over when the programs have started.
 const QUICK: Row = Row { target: "0.15", pairs: 60, ..ROW };
 /// A conversion, each time into a new file.
-const CONVERT: Row = Row { prepare: &["rm -f out1 out2"], ..ROW };
+const CONVERT: Row = Row { prepare: &["rm -f out1 out2"], new_bytes: NEW_BYTES, ..ROW };
 /// The same where files can share space.
-const SHARED: Row = Row { prepare: &["rm -f xfs/out1 xfs/out2"], pairs: 5, ..ROW };
+const SHARED: Row = Row { prepare: &["rm -f xfs/out1 xfs/out2"], new_bytes: NEW_BYTES, pairs: 5, ..ROW };
+/// What a conversion writes at most, and some.
+const NEW_BYTES: usize = 3 << 29;
 /// Requests in one process, timed with opening and closing.
 const REQUESTS: Row = Row { pairs: 5, ..ROW };
 
@@ -267,7 +272,9 @@ pub(crate) const ROWS: &[Row] = &[
             "cp scattered.qcow2 out2",
             "qemu-img rebase -u -b out-base1 -F qcow2 out1",
             "qemu-img rebase -u -b out-base2 -F qcow2 out2",
+            "sync out1 out2 out-base1 out-base2",
         ],
+        new_bytes: 1 << 29,
         ours: "cowimg commit -q -t unsafe out1",
         theirs: "qemu-img commit -q -t unsafe out2",
         verify: &["qemu-img compare -q out1 scattered.qcow2", "qemu-img check -q out-base1"],
