@@ -399,7 +399,7 @@ mod tests {
         let pieces: Vec<Piece> = image.pieces().collect();
         let places: Vec<_> = pieces.iter().map(|piece| (piece.offset.get(), piece.bytes.len())).collect();
         assert_eq!(places, [(0, 65536), (65536, 65536), (131_072, 65536), (196_608, 16)]);
-        assert_eq!(Header::decode(&pieces[0].bytes).as_ref(), Ok(image.header()));
+        assert_eq!(Header::decode(&pieces.first().unwrap().bytes).as_ref(), Ok(image.header()));
     }
 
     #[test]
