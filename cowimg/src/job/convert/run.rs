@@ -8,14 +8,14 @@ use super::pack::{Packed, Packing, Zeroes};
 use super::pieces::{Action, Piece, Pieces};
 use super::source::Source;
 use super::turnstile::Turnstile;
-use super::{Compression, ConvertOptions, ConvertReport, Copying, Part, ReadErrors, TargetContent};
+use super::{Compression, ConvertOptions, ConvertReport, Copying, ReadErrors, TargetContent};
 use crate::chain::Image;
 use crate::disk::ZeroMode;
 use crate::error::Result;
 use crate::progress::Control;
 use crate::range::ByteRange;
 use crate::storage::{PageBuffer, SHARED_BLOCK, Storage, may_share};
-use crate::zero_scan::parts;
+use crate::zero_scan::{Part, parts};
 
 /// Zeroes that are written as data are written in steps of this many bytes.
 const ZEROES: u64 = 1 << 20;
@@ -23,7 +23,7 @@ const ZEROES: u64 = 1 << 20;
 /// One conversion.
 pub(super) struct Run<'a> {
     source: Source<'a>,
-    parts: &'a [Part<'a>],
+    parts: &'a [super::Part<'a>],
     target: &'a Image,
     options: &'a ConvertOptions,
     control: &'a Control<'a>,
@@ -33,6 +33,21 @@ pub(super) struct Run<'a> {
     turn: Turnstile,
     stopped: AtomicBool,
     report: Mutex<ConvertReport>,
+}
+
+/// What was read of a piece, ready to be written.
+enum Content<'a> {
+    /// As it is, but for its zeroes.
+    Plain(Vec<Part>),
+    /// Not written but shared with where it is `stored`, from the first whole cluster on.
+    Shared {
+        /// Of the bytes before that cluster.
+        head: Vec<Part>,
+        whole: Vec<Part>,
+        stored: (&'a dyn Storage, u64),
+    },
+    /// Each cluster packed.
+    Packed(Vec<Packed>),
 }
 
 /// Whether two offsets lie in their blocks alike.
@@ -47,7 +62,7 @@ fn panicked(payload: Box<dyn std::any::Any + Send>) -> Result<()> {
 
 impl<'a> Run<'a> {
     pub(super) fn new(
-        parts: &'a [Part<'a>],
+        parts: &'a [super::Part<'a>],
         target: &'a Image,
         options: &'a ConvertOptions,
         control: &'a Control<'a>,
@@ -127,7 +142,7 @@ impl<'a> Run<'a> {
             let read_here = piece.action == Action::Copy && !by_host;
             buf.resize(if read_here { piece.range.len() as usize } else { 0 });
             report.unreadable_bytes += self.source.read_at(&mut buf, piece.range.start())?;
-            let packed = self.pack_all(&buf)?;
+            let content = self.prepare(&piece, &buf)?;
             if !self.turn.wait(self.options.order, piece.number, &self.stopped) {
                 // Another thread has failed, and says why.
                 return Ok(());
@@ -135,7 +150,7 @@ impl<'a> Run<'a> {
             if by_host {
                 self.copy_piece(&piece, report)?;
             } else {
-                self.write_piece(&piece, &buf, packed, report)?;
+                self.write_piece(&piece, &buf, content, report)?;
             }
             self.turn.pass(piece.number);
         }
@@ -188,23 +203,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes the parts of `buf` that are needed; returns how many bytes that were.
-    fn write_data(&self, buf: &[u8], offset: u64) -> Result<u64> {
-        if self.options.sparse_size == 0 {
-            return self.write_part(buf, offset);
-        }
-        let mut written = 0;
-        for part in parts(buf, self.options.sparse_size as usize) {
-            let at = offset + part.range.start as u64;
-            if part.is_zero {
-                self.zero(ByteRange::between(at, offset + part.range.end as u64))?;
-            } else {
-                written += self.write_part(&buf[part.range], at)?;
-            }
-        }
-        Ok(written)
-    }
-
     /// Where a piece is stored, if the target may share that place.
     fn shareable(&self, piece: &Piece) -> Option<(&'a dyn Storage, u64)> {
         let ConvertOptions { copying, target_content, sparse_size, read_errors, .. } = *self.options;
@@ -221,21 +219,55 @@ impl<'a> Run<'a> {
         may_share(target.host_file()?, source.host_file()?).then_some((source, place.host))
     }
 
-    /// Lets the target share what is not zeroes of a piece that starts at `offset` and is stored at `host`; returns how many
-    /// bytes that were. Whole clusters are shared, and the parts of one that are zeroes with them.
-    fn share_data(&self, buf: &[u8], offset: u64, (source, host): (&dyn Storage, u64)) -> Result<u64> {
+    /// All that can be done with what was read from a piece before its turn: packing it, or finding its zeroes.
+    fn prepare(&self, piece: &Piece, buf: &[u8]) -> Result<Content<'a>> {
+        if let Some(packing) = self.packing {
+            let zeroes = if self.options.sparse_size == 0 { Zeroes::Stored } else { Zeroes::LeftOut };
+            return packing.pack_all(buf, zeroes).map(Content::Packed);
+        }
+        let all = 0..buf.len();
+        if self.options.sparse_size == 0 {
+            return Ok(Content::Plain(vec![Part { range: all, is_zero: false }]));
+        }
+        let sparse_size = self.options.sparse_size as usize;
+        let Some(stored) = self.shareable(piece) else {
+            return Ok(Content::Plain(parts(buf, sparse_size).collect()));
+        };
+        // Whole clusters are shared, and the parts of one that are zeroes with them.
         let step = self.options.sparse_size.max(self.target.cluster_size().unwrap_or(0));
-        let (head, whole) =
-            buf.split_at((step - 1 - (offset + step - 1) % step).min(buf.len() as u64) as usize);
-        let mut written = self.write_data(head, offset)?;
-        let start = offset + head.len() as u64;
-        for part in parts(whole, step as usize) {
-            let range = ByteRange::between(start + part.range.start as u64, start + part.range.end as u64);
+        let until_whole = step - 1 - (piece.range.start() + step - 1) % step;
+        let (head, whole) = buf.split_at(until_whole.min(buf.len() as u64) as usize);
+        let moved =
+            |part: Part| Part { range: head.len() + part.range.start..head.len() + part.range.end, ..part };
+        let whole = parts(whole, step as usize).map(moved).collect();
+        Ok(Content::Shared { head: parts(head, sparse_size).collect(), whole, stored })
+    }
+
+    /// Writes the parts of `buf`, which belongs at `offset`, that are needed; returns how many bytes that were.
+    fn write_parts(&self, buf: &[u8], found: Vec<Part>, offset: u64) -> Result<u64> {
+        let mut written = 0;
+        for part in found {
+            let range = ByteRange::between(offset + part.range.start as u64, offset + part.range.end as u64);
+            if part.is_zero {
+                self.zero(range)?;
+            } else {
+                written += self.write_part(&buf[part.range], range.start())?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Lets the target share the parts that are not zeroes of a piece that starts at `offset` and is stored at `host`; returns
+    /// how many bytes that were.
+    fn share_parts(&self, found: Vec<Part>, offset: u64, (source, host): (&dyn Storage, u64)) -> Result<u64> {
+        let mut written = 0;
+        for part in found {
+            let range = ByteRange::between(offset + part.range.start as u64, offset + part.range.end as u64);
             if part.is_zero {
                 self.zero(range)?;
             } else {
                 self.pace.wait(range.len(), self.control)?;
-                self.target.copy_from(source, host + (range.start() - offset), range)?;
+                self.target.copy_from(source, host + part.range.start as u64, range)?;
                 written += range.len();
             }
         }
@@ -261,17 +293,11 @@ impl<'a> Run<'a> {
         Ok(written)
     }
 
-    /// The clusters of a piece, compressed, when the target is to be.
-    fn pack_all(&self, buf: &[u8]) -> Result<Option<Vec<Packed>>> {
-        let zeroes = if self.options.sparse_size == 0 { Zeroes::Stored } else { Zeroes::LeftOut };
-        self.packing.map(|packing| packing.pack_all(buf, zeroes)).transpose()
-    }
-
     fn write_piece(
         &self,
         piece: &Piece,
         buf: &[u8],
-        packed: Option<Vec<Packed>>,
+        content: Content<'_>,
         report: &mut ConvertReport,
     ) -> Result<()> {
         match piece.action {
@@ -279,17 +305,20 @@ impl<'a> Run<'a> {
             Action::Zero => return self.zero(piece.range),
             Action::Copy => {}
         }
-        let (Some(packed), Some(packing)) = (packed, self.packing) else {
-            report.data_bytes += match self.shareable(piece) {
-                Some(stored) => self.share_data(buf, piece.range.start(), stored)?,
-                None => self.write_data(buf, piece.range.start())?,
-            };
-            return Ok(());
-        };
         let mut at = piece.range.start();
-        for (cluster, packed) in buf.chunks(packing.cluster_size as usize).zip(packed) {
-            self.write_packed(cluster, packed, at, report)?;
-            at += cluster.len() as u64;
+        match content {
+            Content::Plain(found) => report.data_bytes += self.write_parts(buf, found, at)?,
+            Content::Shared { head, whole, stored } => {
+                report.data_bytes += self.write_parts(buf, head, at)?;
+                report.data_bytes += self.share_parts(whole, at, stored)?;
+            }
+            Content::Packed(clusters) => {
+                let size = self.packing.map_or(1, |packing| packing.cluster_size);
+                for (cluster, packed) in buf.chunks(size as usize).zip(clusters) {
+                    self.write_packed(cluster, packed, at, report)?;
+                    at += cluster.len() as u64;
+                }
+            }
         }
         Ok(())
     }
