@@ -61,3 +61,9 @@ fn compressed_clusters_share_without_harm() {
     let orders = whole_engine::compressed_clusters_share_without_harm(orders_of_the_engine());
     tell("the engine: compressed clusters", orders);
 }
+
+#[test]
+fn what_is_kept_of_compressed_clusters_is_forgotten_in_time() {
+    let orders = whole_engine::what_is_kept_is_forgotten_in_time(orders_of_the_engine());
+    tell("the engine: what is kept of compressed clusters", orders);
+}

@@ -1,38 +1,65 @@
 //! Compressed clusters: read whole, written whole, never in place.
 //!
-//! The cluster that was decompressed last is kept, so that reading one in small pieces decompresses it once.
+//! A few clusters that were decompressed last are kept, so that reading one in small pieces decompresses it once. What is
+//! read whole goes by them: threads that read a disk from end to end decompress at the same time, and copy nothing.
 
 use std::sync::PoisonError;
 
 use super::Qcow2;
 use super::metadata::{Freed, Space};
+use super::sync::{Mutex, MutexGuard};
 use crate::codec;
 use crate::corruption::Corruption;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::format::qcow2::{CompressedRun, GuestOffset, HostCluster, L2Entry};
+use crate::format::qcow2::{CompressedRun, GuestCluster, GuestOffset, HostCluster, L2Entry};
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
-/// The cluster that was decompressed last.
+/// Bytes of decompressed clusters that are kept, or one cluster where that is more.
+const KEPT: u64 = 512 << 10;
+
+/// The clusters that were decompressed last, each in a place of its own by its number. A place is locked while it is filled:
+/// who wants the same cluster waits for it, and nobody else.
+#[derive(Debug)]
+pub(super) struct Decompressed {
+    places: Box<[Mutex<Kept>]>,
+}
+
 #[derive(Debug, Default)]
-pub(super) struct DecompressedCluster {
+struct Kept {
     run: Option<CompressedRun>,
     bytes: Vec<u8>,
+}
+
+impl Decompressed {
+    /// Takes no memory until a compressed cluster is read.
+    pub(super) fn new(cluster_size: u64) -> Decompressed {
+        let places = (KEPT / cluster_size).clamp(1, 16);
+        Decompressed { places: (0..places).map(|_| Mutex::default()).collect() }
+    }
+
+    fn place(&self, cluster: GuestCluster) -> MutexGuard<'_, Kept> {
+        let nth = cluster.get() % self.places.len() as u64;
+        self.places[nth as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Qcow2 {
     /// Fills `part`, which lies within one guest cluster, from that cluster's compressed bytes.
     pub(super) fn read_compressed(&self, part: &mut [u8], offset: u64, run: CompressedRun) -> Result<()> {
-        let start = self.geometry.offset_in_cluster(offset) as usize;
-        let mut last = self.decompressed.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.run != Some(run) {
-            last.run = None;
-            last.bytes.resize(self.cluster_size() as usize, 0);
-            self.decompress(run, offset, &mut last.bytes)?;
-            last.run = Some(run);
+        if part.len() as u64 == self.cluster_size() {
+            return self.decompress(run, offset, part);
         }
-        part.copy_from_slice(&last.bytes[start..start + part.len()]);
+        let start = self.geometry.offset_in_cluster(offset) as usize;
+        let mut kept = self.decompressed.place(self.geometry.guest_cluster(GuestOffset(offset)));
+        if kept.run != Some(run) {
+            kept.run = None;
+            kept.bytes.resize(self.cluster_size() as usize, 0);
+            self.decompress(run, offset, &mut kept.bytes)?;
+            kept.run = Some(run);
+        }
+        part.copy_from_slice(&kept.bytes[start..start + part.len()]);
         Ok(())
     }
 
@@ -50,9 +77,12 @@ impl Qcow2 {
         })
     }
 
-    /// What was decompressed may be from clusters that are about to hold something else.
+    /// What was decompressed may be from clusters that are about to hold something else. Called when no reader is left that
+    /// has found it there: one that came later would keep it for longer.
     pub(super) fn forget_decompressed(&self) {
-        self.decompressed.lock().unwrap_or_else(PoisonError::into_inner).run = None;
+        for place in &self.decompressed.places {
+            place.lock().unwrap_or_else(PoisonError::into_inner).run = None;
+        }
     }
 
     /// Stores `packed`, the compressed bytes of the whole guest cluster at `offset`. They must be fewer than a cluster.

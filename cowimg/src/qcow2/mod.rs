@@ -97,7 +97,7 @@ use crate::limits::Limits;
 use crate::range::ByteRange;
 use crate::storage::Storage;
 use bitmaps::Bitmaps;
-use compressed::DecompressedCluster;
+use compressed::Decompressed;
 use failed::Failure;
 use guest_data::GuestData;
 use in_flight::{ClusterLocks, Epochs};
@@ -144,7 +144,7 @@ pub(crate) struct Qcow2 {
     prepared_for_change: AtomicBool,
     /// Length of the file when it was last looked at; it only grows.
     known_len: AtomicU64,
-    decompressed: Mutex<DecompressedCluster>,
+    decompressed: Decompressed,
     /// How much the image may ask for.
     limits: Limits,
     /// Whether the file looks preallocated, so that its holes say which data clusters read as zeroes.

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::bitmaps::Bitmaps;
 use super::check::{Repair, check_header, repair_storage_with};
-use super::compressed::DecompressedCluster;
+use super::compressed::Decompressed;
 use super::failed::Failure;
 use super::guest_data::{DataOptions, GuestData};
 use super::in_flight::{ClusterLocks, Epochs};
@@ -144,7 +144,7 @@ impl Qcow2 {
             failure: Failure::default(),
             prepared_for_change: AtomicBool::new(false),
             known_len: AtomicU64::new(0),
-            decompressed: Mutex::new(DecompressedCluster::default()),
+            decompressed: Decompressed::new(geometry.cluster_size()),
             limits: options.limits,
             preallocated: OnceLock::new(),
             storage,

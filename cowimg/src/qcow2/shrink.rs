@@ -63,7 +63,6 @@ impl Qcow2 {
         // Before the first table goes: should the next fail to be read, nobody may find the entries of one that is gone and
         // free what they refer to once more.
         self.slices.clear();
-        self.forget_decompressed();
         for (index, raw) in tables {
             self.drop_table(&mut meta, index, raw)?;
             if meta.unreferenced.len() > MAX_WAITING {

@@ -187,9 +187,6 @@ impl Qcow2 {
                 let freed = self.freed_by(&old, space);
                 meta.unreferenced.extend(freed);
             }
-            if matches!(old, L2Entry::Compressed(_)) {
-                self.forget_decompressed();
-            }
         }
         meta.dirty_slices.insert(key, slice);
         Ok(())

@@ -219,6 +219,10 @@ impl Qcow2 {
     }
 
     fn drop_references(&self, meta: &mut Metadata, freed: &Freed) -> Result<()> {
+        if freed.space == Space::Keep {
+            // It may have been compressed data, which readers kept for as long as they could find it.
+            self.forget_decompressed();
+        }
         let mut released: Option<ByteRange> = None;
         for cluster in freed.clusters.clone() {
             meta.allocator(self).release_run(HostCluster(cluster), 1)?;
