@@ -34,6 +34,15 @@ fn new_compress() -> Compress {
 }
 
 pub(super) fn decompress(input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
+    #[cfg(feature = "libdeflate")]
+    if super::libdeflate::fills(input, output) {
+        return Ok(());
+    }
+    inflate(input, output)
+}
+
+/// Takes streams of every kind, and says what is wrong with others.
+fn inflate(input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
     DECOMPRESS.with_borrow_mut(|state| {
         state.reset(WITH_HEADER);
         let status = state.decompress(input, output, FlushDecompress::Finish);
@@ -128,6 +137,48 @@ mod tests {
             fed = small.total_in() as usize;
         }
         assert!(output == bytes);
+    }
+
+    /// Streams as they are written, and the same with a byte changed, cut off, or followed by something.
+    #[cfg(feature = "libdeflate")]
+    mod by_two_decoders {
+        use proptest::prelude::*;
+
+        use super::super::*;
+
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(2000))]
+
+            #[test]
+            fn what_one_takes_the_other_reads_alike(
+                word in prop::collection::vec(any::<u8>(), 1..60),
+                (times, len) in (1_usize..200, 1_usize..6000),
+                change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+                tail in prop::collection::vec(any::<u8>(), 0..40),
+            ) {
+                let bytes = word.repeat(times);
+                let mut packed = vec![0; bytes.len() * 2 + 100];
+                let used = compress(&bytes, &mut packed).unwrap().unwrap();
+                packed.truncate(used);
+                packed.extend(tail);
+                if let Some((at, byte)) = change {
+                    let at = at.index(packed.len());
+                    packed[at] = byte;
+                }
+                // Shorter than the stream, as long, and longer.
+                for len in [len, bytes.len()] {
+                    let (mut fast, mut sure) = (vec![1; len], vec![2; len]);
+                    if crate::codec::libdeflate::fills(&packed, &mut fast) && inflate(&packed, &mut sure).is_ok() {
+                        prop_assert!(fast == sure);
+                    }
+                    let mut both = vec![3; len];
+                    if inflate(&packed, &mut sure).is_ok() {
+                        prop_assert!(decompress(&packed, &mut both).is_ok());
+                        prop_assert!(both == sure);
+                    }
+                }
+            }
+        }
     }
 
     #[test]

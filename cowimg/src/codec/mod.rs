@@ -9,6 +9,8 @@ pub(crate) mod crypt;
 mod deflate;
 #[cfg(test)]
 mod interop_tests;
+#[cfg(feature = "libdeflate")]
+mod libdeflate;
 #[cfg(feature = "zstd")]
 mod zstd;
 
