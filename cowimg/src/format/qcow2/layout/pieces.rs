@@ -11,8 +11,8 @@ use crate::format::qcow2::{
     TABLE_ENTRY_SIZE,
 };
 
-/// Most bytes of a piece: a multiple of every table entry's size, and few enough that an allocator hands the same memory out again.
-const MAX_PIECE: u64 = 64 << 10;
+/// Most bytes of a piece; a multiple of every table entry's size.
+const MAX_PIECE: u64 = 1 << 20;
 /// Bytes of a table entry, as the length of a slice.
 const ENTRY: usize = size_of::<u64>();
 
@@ -21,7 +21,7 @@ const ENTRY: usize = size_of::<u64>();
 pub struct Piece {
     /// Where in the file.
     pub offset: HostOffset,
-    /// What to write; at most 64 KiB.
+    /// What to write; at most 1 MiB.
     pub bytes: Vec<u8>,
 }
 
