@@ -1,5 +1,6 @@
 //! The conversion itself, as all its threads see it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -243,35 +244,30 @@ impl<'a> Run<'a> {
         Ok(Content::Shared { head: parts(head, sparse_size).collect(), whole, stored })
     }
 
-    /// Writes the parts of `buf`, which belongs at `offset`, that are needed; returns how many bytes that were.
-    fn write_parts(&self, buf: &[u8], found: Vec<Part>, offset: u64) -> Result<u64> {
+    /// Zeroes what is zeroes of a piece that starts at `offset`, and lets `store` store the other parts; returns what it says.
+    fn write_parts(
+        &self,
+        found: Vec<Part>,
+        offset: u64,
+        store: impl Fn(Range<usize>, ByteRange) -> Result<u64>,
+    ) -> Result<u64> {
         let mut written = 0;
-        for part in found {
-            let range = ByteRange::between(offset + part.range.start as u64, offset + part.range.end as u64);
-            if part.is_zero {
-                self.zero(range)?;
+        for Part { range, is_zero } in found {
+            let place = ByteRange::between(offset + range.start as u64, offset + range.end as u64);
+            if is_zero {
+                self.zero(place)?;
             } else {
-                written += self.write_part(&buf[part.range], range.start())?;
+                written += store(range, place)?;
             }
         }
         Ok(written)
     }
 
-    /// Lets the target share the parts that are not zeroes of a piece that starts at `offset` and is stored at `host`; returns
-    /// how many bytes that were.
-    fn share_parts(&self, found: Vec<Part>, offset: u64, (source, host): (&dyn Storage, u64)) -> Result<u64> {
-        let mut written = 0;
-        for part in found {
-            let range = ByteRange::between(offset + part.range.start as u64, offset + part.range.end as u64);
-            if part.is_zero {
-                self.zero(range)?;
-            } else {
-                self.pace.wait(range.len(), self.control)?;
-                self.target.copy_from(source, host + part.range.start as u64, range)?;
-                written += range.len();
-            }
-        }
-        Ok(written)
+    /// Lets the target share a range with what is stored at `host`; returns how many bytes that were.
+    fn share_part(&self, (source, host): (&dyn Storage, u64), to: ByteRange) -> Result<u64> {
+        self.pace.wait(to.len(), self.control)?;
+        self.target.copy_from(source, host, to)?;
+        Ok(to.len())
     }
 
     fn write_part(&self, bytes: &[u8], at: u64) -> Result<u64> {
@@ -306,11 +302,14 @@ impl<'a> Run<'a> {
             Action::Copy => {}
         }
         let mut at = piece.range.start();
+        let write = |range: Range<usize>, to: ByteRange| self.write_part(&buf[range], to.start());
         match content {
-            Content::Plain(found) => report.data_bytes += self.write_parts(buf, found, at)?,
-            Content::Shared { head, whole, stored } => {
-                report.data_bytes += self.write_parts(buf, head, at)?;
-                report.data_bytes += self.share_parts(whole, at, stored)?;
+            Content::Plain(found) => report.data_bytes += self.write_parts(found, at, write)?,
+            Content::Shared { head, whole, stored: (source, host) } => {
+                let share =
+                    |range: Range<usize>, to| self.share_part((source, host + range.start as u64), to);
+                report.data_bytes +=
+                    self.write_parts(head, at, write)? + self.write_parts(whole, at, share)?;
             }
             Content::Packed(clusters) => {
                 let size = self.packing.map_or(1, |packing| packing.cluster_size);
