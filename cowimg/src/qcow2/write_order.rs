@@ -208,6 +208,10 @@ impl Qcow2 {
         }
         self.epochs.try_advance();
         self.epochs.try_advance();
+        if meta.retired.front().is_some_and(|(epoch, _)| self.epochs.has_passed(*epoch)) {
+            // Compressed data may be among it, which readers kept for as long as they could find it.
+            self.forget_decompressed();
+        }
         while let Some((epoch, _)) = meta.retired.front() {
             if !self.epochs.has_passed(*epoch) {
                 break;
@@ -219,10 +223,6 @@ impl Qcow2 {
     }
 
     fn drop_references(&self, meta: &mut Metadata, freed: &Freed) -> Result<()> {
-        if freed.space == Space::Keep {
-            // It may have been compressed data, which readers kept for as long as they could find it.
-            self.forget_decompressed();
-        }
         let mut released: Option<ByteRange> = None;
         for cluster in freed.clusters.clone() {
             meta.allocator(self).release_run(HostCluster(cluster), 1)?;
