@@ -3,11 +3,13 @@
 //! Image engines implement [`Disk`] and receive their backing file as one; no engine opens anything.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::qcow2::layout::Preallocation;
 use crate::range::ByteRange;
+use crate::storage::Storage;
 
 /// What may become of the space behind a range that is to read as zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,9 +96,26 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// touch and are alike may come in pieces.
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent>;
 
-    /// Whether this disk answers for the start of `range`, which is not empty and lies within it, or asks a backing disk,
-    /// and where that ends. A disk without one answers for everything.
-    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
-        Ok((true, range.end()))
+    /// Who answers for the start of `range`, which is not empty and lies within the disk: this disk, or a backing disk that
+    /// it asks. A disk without one answers for everything.
+    fn own_part(&self, range: ByteRange) -> Result<OwnPart> {
+        Ok(OwnPart { answers: true, end: range.end(), stored: None })
     }
+
+    /// What holds bytes of this disk in the form in which they are read, at the places that [`OwnPart::stored`] tells; bytes
+    /// that it does not have read as zeroes. None where they are always unpacked or decrypted.
+    fn plain_storage(&self) -> Option<Arc<dyn Storage>> {
+        None
+    }
+}
+
+/// What a disk says of the start of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnPart {
+    /// Whether it answers itself. Otherwise a backing disk does, or zeroes do where there is none.
+    pub answers: bool,
+    /// The offset on the disk in bytes where that ends.
+    pub end: u64,
+    /// Where all of it is in one piece in [`Disk::plain_storage`], in bytes from its start, for as long as nobody writes.
+    pub stored: Option<u64>,
 }

@@ -53,7 +53,7 @@ pub use chain::{
     Qcow2CreateOptions, Qcow2Info, StagedImage, UnknownCacheMode, Verification, create, create_many,
     create_many_synced, inspect, inspect_chain, plan,
 };
-pub use disk::{Disk, ResizeOptions, Shrink, ZeroMode};
+pub use disk::{Disk, OwnPart, ResizeOptions, Shrink, ZeroMode};
 pub use error::{BitmapProblem, Error, ErrorKind, LockConflict, LockHolder, Result};
 pub use extent::{Extent, ExtentKind};
 pub use format::probe::Format;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::disk::{Disk, ResizeOptions, ZeroMode};
+use crate::disk::{Disk, OwnPart, ResizeOptions, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format::qcow2::layout::Preallocation;
@@ -130,6 +130,14 @@ impl Disk for Raw {
             return Ok(());
         }
         self.storage.sync().map_err(|error| Error::io("sync the image to disk", error))
+    }
+
+    fn own_part(&self, range: ByteRange) -> Result<OwnPart> {
+        Ok(OwnPart { answers: true, end: range.end(), stored: Some(range.start()) })
+    }
+
+    fn plain_storage(&self) -> Option<Arc<dyn Storage>> {
+        Some(Arc::clone(&self.storage))
     }
 
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {

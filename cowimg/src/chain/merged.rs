@@ -1,9 +1,10 @@
 //! The layers below an image as one disk, whose reads cost the same however many layers there are.
 //!
 //! A read that goes from layer to layer asks each of them in turn. Here the layers are asked once per *page* of the disk: the
-//! page remembers for each of its granules which layer answers first, and a read goes there at once. What a granule
-//! holds of several layers is left to the topmost of them, which asks those below it in the ordinary way; so a page is a
-//! short cut, and never the only one to know something.
+//! page remembers for each of its granules which layer answers first, and where its bytes are in a file; a read goes there at
+//! once, without a look into that layer's tables. What a granule holds of several layers, what is compressed or encrypted, and
+//! what cannot be read at its place is left to the topmost layer that answers, which does its work in the ordinary way; so a
+//! page is a short cut, and never the only one to know something.
 //!
 //! Extents are told in the same way where they are short. One that goes on beyond its page is walked to, so that a large disk
 //! with little in it has no pages.
@@ -20,6 +21,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::range::ByteRange;
+use crate::storage::{Storage, StorageExt};
 
 /// Layers below which walking from one to the next is as quick.
 const FEW: usize = 3;
@@ -27,18 +29,57 @@ const FEW: usize = 3;
 const PAGE: u64 = 512;
 /// The least size of a granule, in bytes.
 const SMALLEST: u64 = 4096;
-/// The most pages that are kept, 1 KiB each. What lies outside of them is read from layer to layer.
-const MOST_PAGES: usize = 16384;
+/// The most pages that are kept, 4 KiB each: all of a disk of 256 GiB with clusters of 64 KiB. What lies outside of them is read
+/// from layer to layer.
+const MOST_PAGES: usize = 8192;
 
-/// For each granule of a page the layer that answers.
-type Page = [u16; PAGE as usize];
+/// Who answers for each granule of a page.
+type Page = [Answer; PAGE as usize];
+
+/// The layer that answers for a granule, and where all of its bytes are in that layer's plain storage, if they are: one word of
+/// 16 bits for the layer and 48 for the place, in sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Answer(u64);
+
+impl Answer {
+    const SECTOR: u64 = 512;
+    const NOWHERE: u64 = (1 << 48) - 1;
+
+    /// A place that cannot be told in this form is none.
+    fn new(layer: u16, stored: Option<u64>) -> Answer {
+        let sector = stored.filter(|place| place % Self::SECTOR == 0).map(|place| place / Self::SECTOR);
+        Answer(
+            u64::from(layer) << 48 | sector.filter(|&sector| sector < Self::NOWHERE).unwrap_or(Self::NOWHERE),
+        )
+    }
+
+    fn layer(self) -> usize {
+        (self.0 >> 48) as usize
+    }
+
+    fn stored(self) -> Option<u64> {
+        let sector = self.0 & Self::NOWHERE;
+        (sector != Self::NOWHERE).then_some(sector * Self::SECTOR)
+    }
+}
+
+/// How a read goes on from a place of the disk.
+struct Way {
+    layer: usize,
+    /// Where the bytes are in that layer's plain storage, if they are there in one piece.
+    stored: Option<u64>,
+    /// The offset on the disk up to which all that holds.
+    end: u64,
+}
 
 /// The layers, from the top; each has the next one as its backing disk.
 #[derive(Debug)]
 pub(super) struct MergedDisk {
     layers: Vec<Arc<dyn Disk>>,
+    /// The layers' plain storages.
+    storages: Vec<Option<Arc<dyn Storage>>>,
     granule: u64,
-    pages: RwLock<HashMap<u64, Arc<Page>>>,
+    pages: RwLock<HashMap<u64, Box<Page>>>,
 }
 
 /// The disk that `layers` are, which are stacked on one another already; `unit` is the least size of their clusters in
@@ -47,7 +88,8 @@ pub(super) fn merged(layers: Vec<Arc<dyn Disk>>, unit: u64) -> Option<Arc<dyn Di
     if layers.len() < FEW || layers.len() > usize::from(u16::MAX) {
         return layers.into_iter().next();
     }
-    Some(Arc::new(MergedDisk { layers, granule: unit.max(SMALLEST), pages: RwLock::default() }))
+    let storages = layers.iter().map(|layer| layer.plain_storage()).collect();
+    Some(Arc::new(MergedDisk { layers, storages, granule: unit.max(SMALLEST), pages: RwLock::default() }))
 }
 
 impl MergedDisk {
@@ -60,30 +102,69 @@ impl MergedDisk {
         PAGE * self.granule
     }
 
-    /// The page of this number, unless nobody has asked for it before.
-    fn known_page(&self, number: u64) -> Option<Arc<Page>> {
-        self.pages.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(Arc::clone)
+    /// What `look` sees in the page of this number, unless nobody has asked for that before.
+    fn known_page<T>(&self, number: u64, look: impl Fn(&Page) -> T) -> Option<T> {
+        self.pages.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(|page| look(page))
     }
 
-    /// The page of this number, unless there are too many or it cannot be made.
-    fn page(&self, number: u64) -> Option<Arc<Page>> {
-        if let Some(page) = self.known_page(number) {
-            return Some(page);
+    /// What `look` sees in the page of this number, unless there are too many or it cannot be made.
+    fn page<T>(&self, number: u64, look: impl Fn(&Page) -> T) -> Option<T> {
+        if let Some(seen) = self.known_page(number, &look) {
+            return Some(seen);
         }
         if self.pages.read().unwrap_or_else(PoisonError::into_inner).len() >= MOST_PAGES {
             return None;
         }
-        let page = Arc::new(self.fold(number).ok()?);
-        self.pages.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&page));
-        Some(page)
+        let page = Box::new(self.fold(number).ok()?);
+        let seen = look(&page);
+        self.pages.write().unwrap_or_else(PoisonError::into_inner).insert(number, page);
+        Some(seen)
     }
 
     /// The layer that answers at `offset`, and where the granules in a row end that it answers for.
     fn owner(&self, page: &Page, offset: u64) -> (usize, u64) {
         let first = (offset % self.page_size() / self.granule) as usize;
-        let owner = page[first];
-        let count = page[first..].iter().take_while(|&&other| other == owner).count() as u64;
-        (usize::from(owner), (offset / self.granule + count) * self.granule)
+        let layer = page[first].layer();
+        let count = page[first..].iter().take_while(|answer| answer.layer() == layer).count() as u64;
+        (layer, (offset / self.granule + count) * self.granule)
+    }
+
+    /// How `len` bytes are read from `offset` on, as far as they are in a row.
+    fn way(&self, page: &Page, offset: u64, len: u64) -> Way {
+        let first = (offset % self.page_size() / self.granule) as usize;
+        let in_granule = offset % self.granule;
+        let wanted = (in_granule + len).div_ceil(self.granule) as usize;
+        let answer = page[first];
+        let follows = |(nth, other): (usize, &Answer)| {
+            let next = answer.stored().and_then(|stored| stored.checked_add(nth as u64 * self.granule));
+            *other == Answer::new(answer.layer() as u16, next)
+        };
+        let count = 1 + page[first..]
+            .iter()
+            .take(wanted)
+            .enumerate()
+            .skip(1)
+            .take_while(|&each| follows(each))
+            .count();
+        Way {
+            layer: answer.layer(),
+            stored: answer.stored().map(|stored| stored + in_granule),
+            end: (offset / self.granule + count as u64) * self.granule,
+        }
+    }
+
+    /// Reads the start of `buf`, and tells how many bytes of it: from their place, where it is known.
+    fn read_start(&self, buf: &mut [u8], offset: u64, way: &Way) -> Result<usize> {
+        let len = (way.end - offset).min(buf.len() as u64) as usize;
+        let part = &mut buf[..len];
+        if let (Some(storage), Some(stored)) = (&self.storages[way.layer], way.stored)
+            && storage.read_padded_at(part, stored).is_ok()
+        {
+            return Ok(len);
+        }
+        // What is wrong there is the layer's to tell.
+        self.layers[way.layer].read_at(part, offset)?;
+        Ok(len)
     }
 
     /// Asks every layer who answers for the granules of a page.
@@ -92,50 +173,59 @@ impl MergedDisk {
         let whole = ByteRange::between(start, self.size().min(start.saturating_add(self.page_size())));
         let granules = whole.len().div_ceil(self.granule) as usize;
         let lowest = self.layers.len() - 1;
-        let mut owners: Vec<Option<u16>> = vec![None; granules];
+        let mut answers: Vec<Option<Answer>> = vec![None; granules];
         for (depth, layer) in self.layers.iter().enumerate() {
             let size_below = self.layers.get(depth + 1).map_or(u64::MAX, |below| below.size());
             let mut nth = 0;
             while nth < granules {
                 // The granules in a row that nobody has answered for.
-                let undecided = owners[nth..].iter().take_while(|owner| owner.is_none()).count();
+                let undecided = answers[nth..].iter().take_while(|answer| answer.is_none()).count();
                 let at = start + nth as u64 * self.granule;
                 let rest = ByteRange::between(at, at + undecided as u64 * self.granule).intersection(whole);
-                self.ask(&**layer, rest, (start, depth as u16), &mut owners)?;
+                self.ask(&**layer, rest, (whole, depth as u16), &mut answers)?;
                 nth += undecided.max(1);
             }
-            for (nth, owner) in owners.iter_mut().enumerate().filter(|(_, owner)| owner.is_none()) {
+            for (nth, answer) in answers.iter_mut().enumerate().filter(|(_, answer)| answer.is_none()) {
                 let end = whole.end().min(start + (nth as u64 + 1) * self.granule);
                 // Where the layer below ends, this one says that there are zeroes.
                 if depth == lowest || end > size_below {
-                    *owner = Some(depth as u16);
+                    *answer = Some(Answer::new(depth as u16, None));
                 }
             }
         }
-        let mut page = [lowest as u16; PAGE as usize];
-        for (place, owner) in page.iter_mut().zip(owners) {
-            *place = owner.unwrap_or(*place);
+        let mut page = [Answer::new(lowest as u16, None); PAGE as usize];
+        for (place, answer) in page.iter_mut().zip(answers) {
+            *place = answer.unwrap_or(*place);
         }
         Ok(page)
     }
 
-    /// Notes `depth` for each granule of `range` in which `layer` answers for anything itself.
+    /// Notes `depth` for each granule of `range`, which lies in the page of the bytes `whole`, in which `layer` answers for
+    /// anything itself, and the place of those that it answers for all of.
     fn ask(
         &self,
         layer: &dyn Disk,
         range: ByteRange,
-        (start, depth): (u64, u16),
-        owners: &mut [Option<u16>],
+        (whole, depth): (ByteRange, u16),
+        answers: &mut [Option<Answer>],
     ) -> Result<()> {
         let mut rest = range.intersection(ByteRange::between(0, layer.size()));
         while !rest.is_empty() {
-            let (answers, end) = layer.own_part(rest)?;
-            if answers {
-                let first = (rest.start() - start) / self.granule;
-                let last = (end - 1 - start) / self.granule;
-                owners[first as usize..=last as usize].fill(Some(depth));
+            let part = layer.own_part(rest)?;
+            let own = ByteRange::between(rest.start(), part.end);
+            if part.answers {
+                let first = (own.start() - whole.start()) / self.granule;
+                let last = (own.end() - 1 - whole.start()) / self.granule;
+                for nth in first..=last {
+                    let start = whole.start() + nth * self.granule;
+                    let granule = ByteRange::between(start, start + self.granule).intersection(whole);
+                    let is_whole = granule.intersection(own) == granule;
+                    let stored =
+                        part.stored.filter(|_| is_whole).map(|stored| stored + (start - own.start()));
+                    answers[nth as usize] = Some(Answer::new(depth, stored));
+                }
             }
-            rest = ByteRange::between(end, rest.end());
+            rest = ByteRange::between(part.end, rest.end());
         }
         Ok(())
     }
@@ -151,23 +241,22 @@ impl Disk for MergedDisk {
             return Err(Error::new(ErrorKind::OutOfBounds { size: self.size() }));
         }
         while !buf.is_empty() {
-            let Some(page) = self.page(offset / self.page_size()) else {
+            let len = buf.len() as u64;
+            let Some(way) = self.page(offset / self.page_size(), |page| self.way(page, offset, len)) else {
                 return self.top().read_at(buf, offset);
             };
-            let (owner, end) = self.owner(&page, offset);
-            let len = (end - offset).min(buf.len() as u64);
-            let (part, rest) = buf.split_at_mut(len as usize);
-            self.layers[owner].read_at(part, offset)?;
-            offset += len;
-            buf = rest;
+            let read = self.read_start(buf, offset, &way)?;
+            offset += read as u64;
+            buf = &mut buf[read..];
         }
         Ok(())
     }
 
     fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
         let number = offset / self.page_size();
-        if let Some(page) = self.known_page(number).filter(|_| offset < self.size()) {
-            let (owner, end) = self.owner(&page, offset);
+        if let Some((owner, end)) = self.known_page(number, |page| self.owner(page, offset))
+            && offset < self.size()
+        {
             let extent = self.layers[owner].extent_at(offset, max_len.min(end - offset))?;
             return Ok(Extent { depth: extent.depth + owner, ..extent });
         }
@@ -175,7 +264,7 @@ impl Disk for MergedDisk {
         let page_end = number.saturating_add(1).saturating_mul(self.page_size());
         if extent.range.end() < page_end.min(self.size()) {
             // More of them are to be expected here: the page answers for those.
-            self.page(number);
+            self.page(number, |_| ());
         }
         Ok(extent)
     }
@@ -186,15 +275,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::disk::OwnPart;
     use crate::extent::ExtentKind;
+    use crate::storage::{Fault, FaultyStorage, MemoryStorage};
 
     const SECTOR: u64 = 512;
+
+    /// Sectors of a fake disk that are in one piece where they are stored; the next ones are elsewhere.
+    const PIECE: usize = 16;
 
     /// A disk that answers for some sectors and leaves the others to the one below it.
     #[derive(Debug)]
     struct Fake {
         own: Vec<Option<u8>>,
         below: Option<Arc<dyn Disk>>,
+        is_plain: bool,
+    }
+
+    impl Fake {
+        /// Where a sector of a plain disk is stored.
+        fn place(sector: usize) -> usize {
+            (1 + sector + sector / PIECE * 3) * SECTOR as usize
+        }
     }
 
     impl Disk for Fake {
@@ -218,16 +320,31 @@ mod tests {
             Ok(())
         }
 
-        fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
+        fn own_part(&self, range: ByteRange) -> Result<OwnPart> {
             let first = (range.start() / SECTOR) as usize;
             let answers = self.own[first].is_some();
-            let alike = self.own[first..].iter().take_while(|own| own.is_some() == answers).count();
-            Ok((answers, ((first + alike) as u64 * SECTOR).min(range.end())))
+            let stored = self.is_plain && answers;
+            let most = if stored { PIECE - first % PIECE } else { usize::MAX };
+            let alike =
+                self.own[first..].iter().take(most).take_while(|own| own.is_some() == answers).count();
+            Ok(OwnPart {
+                answers,
+                end: ((first + alike) as u64 * SECTOR).min(range.end()),
+                stored: stored.then_some(Fake::place(first) as u64 + range.start() % SECTOR),
+            })
+        }
+
+        fn plain_storage(&self) -> Option<Arc<dyn Storage>> {
+            let mut bytes = vec![0xee; Fake::place(self.own.len())];
+            for (sector, own) in self.own.iter().enumerate() {
+                bytes[Fake::place(sector)..][..SECTOR as usize].fill(own.unwrap_or(0xee));
+            }
+            self.is_plain.then(|| -> Arc<dyn Storage> { Arc::new(MemoryStorage::with_bytes(bytes)) })
         }
 
         fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent> {
             let range = ByteRange::between(offset, self.size().min(offset + max_len));
-            let (answers, end) = self.own_part(range)?;
+            let OwnPart { answers, end, .. } = self.own_part(range)?;
             let range = ByteRange::between(offset, end);
             let covered = self.below.as_ref().map_or(0, |below| below.size());
             match &self.below {
@@ -273,13 +390,13 @@ mod tests {
         /// Layers of all sizes, with holes anywhere, and granules that hold parts of several of them.
         #[test]
         fn it_reads_as_the_layers_do_one_after_the_other(
-            from_below in prop::collection::vec(sectors(), FEW..8),
+            from_below in prop::collection::vec((sectors(), any::<bool>()), FEW..8),
             granule in prop_oneof![Just(4096_u64), Just(8192)],
             reads in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..20),
         ) {
             let mut layers: Vec<Arc<dyn Disk>> = Vec::new();
-            for own in from_below {
-                layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned() }));
+            for (own, is_plain) in from_below {
+                layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned(), is_plain }));
             }
             let plain = Arc::clone(&layers[0]);
             let merged = merged(layers, granule).unwrap();
@@ -299,10 +416,12 @@ mod tests {
 
         /// The same before anything was read, when pages are not there yet.
         #[test]
-        fn its_extents_are_those_of_the_layers(from_below in prop::collection::vec(sectors(), FEW..8)) {
+        fn its_extents_are_those_of_the_layers(
+            from_below in prop::collection::vec((sectors(), any::<bool>()), FEW..8),
+        ) {
             let mut layers: Vec<Arc<dyn Disk>> = Vec::new();
-            for own in from_below {
-                layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned() }));
+            for (own, is_plain) in from_below {
+                layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned(), is_plain }));
             }
             let plain = Arc::clone(&layers[0]);
             let merged = merged(layers, SMALLEST).unwrap();
@@ -323,7 +442,7 @@ mod tests {
             Err(Error::invalid("broken"))
         }
 
-        fn own_part(&self, _: ByteRange) -> Result<(bool, u64)> {
+        fn own_part(&self, _: ByteRange) -> Result<OwnPart> {
             Err(Error::invalid("broken"))
         }
 
@@ -338,7 +457,7 @@ mod tests {
         let mut layers = vec![broken];
         for own in [Some(2), Some(1)] {
             let own = [vec![None; 8], vec![own; 8]].concat();
-            layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned() }));
+            layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned(), is_plain: false }));
         }
         let merged = merged(layers, SMALLEST).unwrap();
         let mut byte = [0];
@@ -348,9 +467,78 @@ mod tests {
         assert!(merged.read_at(&mut byte, 0).is_err());
     }
 
+    /// A disk of ones whose bytes are said to be in `storage`, so that it need not be asked for them.
+    #[derive(Debug)]
+    struct Known {
+        storage: Arc<dyn Storage>,
+        reads: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Disk for Known {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read_at(&self, buf: &mut [u8], _: u64) -> Result<()> {
+            self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            buf.fill(1);
+            Ok(())
+        }
+
+        fn own_part(&self, range: ByteRange) -> Result<OwnPart> {
+            Ok(OwnPart { answers: true, end: range.end(), stored: Some(range.start()) })
+        }
+
+        fn plain_storage(&self) -> Option<Arc<dyn Storage>> {
+            Some(Arc::clone(&self.storage))
+        }
+
+        fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
+            Err(Error::invalid("nobody asks"))
+        }
+    }
+
+    /// How often a layer was asked to read from offsets that are anywhere in a cluster.
+    fn reads_of(storage: Arc<dyn Storage>) -> usize {
+        let known = Arc::new(Known { storage, reads: 0.into() });
+        let mut layers: Vec<Arc<dyn Disk>> = vec![Arc::clone(&known) as Arc<dyn Disk>];
+        for _ in 0..2 {
+            let own = vec![None; (1 << 20) / SECTOR as usize];
+            layers.insert(0, Arc::new(Fake { own, below: layers.first().cloned(), is_plain: true }));
+        }
+        let merged = merged(layers, 1 << 16).unwrap();
+        for (offset, len) in [(0, 4096), (5000, 7), (65000, 200_000), ((1 << 20) - 1, 1)] {
+            let mut bytes = vec![0; len];
+            merged.read_at(&mut bytes, offset).unwrap();
+            assert!(bytes.iter().all(|&byte| byte == 1));
+        }
+        known.reads.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    #[test]
+    fn bytes_are_read_where_they_are_and_the_layer_is_asked_when_that_fails() {
+        assert_eq!(reads_of(Arc::new(MemoryStorage::with_bytes(vec![1; 1 << 20]))), 0);
+        let broken = FaultyStorage::new(MemoryStorage::with_bytes(vec![2; 1 << 20]));
+        broken.inject(Fault::error(std::io::ErrorKind::Other).forever());
+        assert_eq!(reads_of(Arc::new(broken)), 4);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_told_is_none() {
+        for (place, told) in
+            [(0, true), (512, true), (513, false), ((1 << 57) - 1024, true), ((1 << 57) - 512, false)]
+        {
+            let answer = Answer::new(7, Some(place));
+            assert_eq!((answer.layer(), answer.stored()), (7, told.then_some(place)));
+        }
+        assert_eq!(Answer::new(u16::MAX, None).layer(), usize::from(u16::MAX));
+        assert_eq!(Answer::new(0, Some(u64::MAX)).stored(), None);
+    }
+
     #[test]
     fn a_few_layers_are_walked() {
-        let layer = || -> Arc<dyn Disk> { Arc::new(Fake { own: vec![Some(1)], below: None }) };
+        let layer =
+            || -> Arc<dyn Disk> { Arc::new(Fake { own: vec![Some(1)], below: None, is_plain: false }) };
         assert!(merged(Vec::new(), SMALLEST).is_none());
         let one = layer();
         let same = merged(vec![Arc::clone(&one), layer()], SMALLEST).unwrap();

@@ -18,7 +18,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, OwnPart};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::qcow1::Header;
@@ -71,9 +71,10 @@ impl Disk for Qcow1 {
         self.extent(offset, max_len)
     }
 
-    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
+    fn own_part(&self, range: ByteRange) -> Result<OwnPart> {
         self.check_bounds(range.start(), range.len())?;
         let segment = self.next_segment(range)?;
-        Ok((segment.source != mapping::Source::Below, segment.range.end()))
+        let answers = segment.source != mapping::Source::Below;
+        Ok(OwnPart { answers, end: segment.range.end(), stored: None })
     }
 }

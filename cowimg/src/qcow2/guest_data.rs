@@ -68,6 +68,14 @@ impl GuestData {
         self.external.as_deref()
     }
 
+    /// What the bytes are in as the guest reads them.
+    pub(super) fn plain(&self) -> Option<Arc<dyn Storage>> {
+        match &self.place {
+            Place::Plain(storage) => Some(Arc::clone(storage)),
+            Place::Encrypted(..) => None,
+        }
+    }
+
     /// Whether it is encrypted, so that space that nobody has written reads as noise.
     pub(super) fn is_encrypted(&self) -> bool {
         matches!(self.place, Place::Encrypted(..))

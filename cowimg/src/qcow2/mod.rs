@@ -89,7 +89,7 @@ pub(crate) use snapshot_table::read_snapshots;
 pub use snapshot_table::{SnapshotSelector, SnapshotSize};
 pub use snapshots::{NewSnapshot, SnapshotNames};
 
-use crate::disk::{Disk, ZeroMode};
+use crate::disk::{Disk, OwnPart, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::qcow2::{CompressionType, Geometry, Header, Version};
@@ -285,13 +285,24 @@ impl Disk for Qcow2 {
         self.judged(|| self.extent(offset, max_len))
     }
 
-    fn own_part(&self, range: ByteRange) -> Result<(bool, u64)> {
+    fn own_part(&self, range: ByteRange) -> Result<OwnPart> {
         self.check_bounds(range.start(), range.len())?;
         self.judged(|| {
             let _in_flight = self.epochs.enter();
             let segment = self.next_segment(range)?;
-            Ok((!matches!(segment.source, plan::Source::Below(_)), segment.range.end()))
+            Ok(OwnPart {
+                answers: !matches!(segment.source, plan::Source::Below(_)),
+                end: segment.range.end(),
+                stored: match segment.source {
+                    plan::Source::Host(host) => Some(host.get()),
+                    _ => None,
+                },
+            })
         })
+    }
+
+    fn plain_storage(&self) -> Option<Arc<dyn Storage>> {
+        self.data.plain()
     }
 }
 
