@@ -27,7 +27,7 @@ pub fn run(bytes: &[u8]) {
     let original = Arc::new(MemoryStorage::with_bytes(bytes));
     let strict = Image::options().backing(FilePolicy::DenyAll).refuse_probed_raw();
     let _ = strict.open_storage(original.clone()).and_then(|image| image.info());
-    if let Ok(image) = options(Access::ReadOnly).open_storage(original.clone()) {
+    if let Ok(image) = options(Access::ReadOnly, &data_file()).open_storage(original.clone()) {
         read_all(&image);
         let _ = (image.info(), image.snapshots(), image.bitmaps());
     }
@@ -43,15 +43,20 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-fn options(access: Access) -> cowimg::OpenOptions {
-    let data = Arc::new(MemoryStorage::with_bytes(vec![0; WINDOW as usize]));
-    Image::options().format(Format::Qcow2).no_backing().access(access).data_storage(data)
+/// What stands for the data file of an image that has one.
+fn data_file() -> Arc<MemoryStorage> {
+    Arc::new(MemoryStorage::with_bytes(vec![0; WINDOW as usize]))
+}
+
+fn options(access: Access, data: &Arc<MemoryStorage>) -> cowimg::OpenOptions {
+    Image::options().format(Format::Qcow2).no_backing().access(access).data_storage(data.clone())
 }
 
 /// Runs the program on the image in `storage`; a sound one must hold what it was given.
 fn use_image(storage: &Arc<MemoryStorage>, is_sound: bool, program: &[u8]) {
-    let Ok(image) = options(Access::ReadWrite).open_storage(storage.clone()) else { return };
-    let mut session = Session { model: Model::read(&image, is_sound), image, storage };
+    let data = &data_file();
+    let Ok(image) = options(Access::ReadWrite, data).open_storage(storage.clone()) else { return };
+    let mut session = Session { model: Model::read(&image, is_sound), image, storage, data };
     let has_program = program.iter().any(|&step| step != 0);
     let usual: Vec<u8> = (0..14).map(|step| step | step << 4).collect();
     for &step in if has_program { program } else { &usual } {
@@ -75,7 +80,7 @@ fn use_image(storage: &Arc<MemoryStorage>, is_sound: bool, program: &[u8]) {
         assert!(damage.next().is_none(), "a sound image stays sound: {:?}", report.issues);
     }
     if let (Some(model), true) = (model, is_closed) {
-        let image = options(Access::ReadOnly).open_storage(storage.clone()).expect("it opens again");
+        let image = options(Access::ReadOnly, data).open_storage(storage.clone()).expect("it opens again");
         assert_eq!(image.size(), size);
         model.compare(&image);
     }
@@ -120,6 +125,7 @@ struct Session<'a> {
     image: Image,
     model: Option<Model>,
     storage: &'a Arc<MemoryStorage>,
+    data: &'a Arc<MemoryStorage>,
 }
 
 impl Session<'_> {
@@ -240,7 +246,7 @@ impl Session<'_> {
     fn reopen(&mut self) -> Result<()> {
         let nothing = Image::options().format(Format::Raw).open_storage(Arc::new(MemoryStorage::new()))?;
         std::mem::replace(&mut self.image, nothing).close()?;
-        self.image = options(Access::ReadWrite).open_storage(self.storage.clone())?;
+        self.image = options(Access::ReadWrite, self.data).open_storage(self.storage.clone())?;
         Ok(())
     }
 }
