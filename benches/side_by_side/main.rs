@@ -16,6 +16,7 @@ mod rows;
 mod run;
 mod sharing;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -79,7 +80,7 @@ fn compare(wish: &Wish) -> Result<(), Failed> {
     let folder = tempfile::tempdir_in(&wish.folder)
         .map_err(|error| Failed(format!("{}: {error}", wish.folder.display())))?;
     let itself = std::env::current_exe().map_err(|error| Failed(error.to_string()))?;
-    let run = Run { cowimg, itself, folder: folder.path().to_owned() };
+    let run = Run { cowimg, itself, folder: folder.path().to_owned(), pair: Cell::new(0) };
     if wish.growth {
         return growth::print(&run, wish.pairs.unwrap_or(5));
     }
@@ -119,6 +120,7 @@ fn program() -> Result<PathBuf, Failed> {
 fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, Failed> {
     let mut samples = Vec::with_capacity(pairs);
     for pair in 0..=pairs {
+        run.pair.set(pair);
         run.remove_results()?;
         run.prepare(row)?;
         let ours = || {

@@ -1,5 +1,6 @@
 //! Running a command and measuring it.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -20,17 +21,20 @@ pub(crate) struct Sample {
     pub(crate) peak_bytes: f64,
 }
 
-/// Where commands run, and what `cowimg` and `side_by_side` mean in them.
+/// Where commands run, and what `cowimg`, `side_by_side` and `{pair}` mean in them.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) cowimg: PathBuf,
     pub(crate) itself: PathBuf,
     pub(crate) folder: PathBuf,
+    /// The number of the pair: for results that are not to be in the place of those before.
+    pub(crate) pair: Cell<usize>,
 }
 
 impl Run {
     /// The command, its words parted by spaces. No shell stands between: starting one costs as much as some rows.
     fn command(&self, line: &str) -> Command {
+        let line = line.replace("{pair}", &self.pair.get().to_string());
         let mut words = line.split(' ').filter(|word| !word.is_empty());
         let program = words.next().unwrap_or_default();
         let mut command = match program {
