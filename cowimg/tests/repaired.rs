@@ -210,6 +210,41 @@ fn refcounts_are_made_right_and_tables_stay_as_they_are() {
     }
 }
 
+/// Without a data file it is no damage: refcounts may say that both have it.
+#[test]
+fn a_table_of_two_parts_of_a_disk_with_a_data_file_stays_the_first_ones() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    for data_file in [true, false] {
+        let path = folder.path().join(format!("{data_file}.qcow2"));
+        let named = format!("data_file={},", path.with_extension("raw").display());
+        let options = format!("{}cluster_size=4k,size=4M", if data_file { &named } else { "" });
+        qemu_tools::img(&format!("create -q -f qcow2 -o {options}"), &[&path]);
+        qemu_tools::io(&path, &["write -q -P 5 0 100k".to_owned()]);
+        let disk = qemu_tools::content(&path);
+        let mut bytes = std::fs::read(&path).expect("the image can be read");
+        let word =
+            |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let l1 = word(&bytes, 40) as usize;
+        let table = word(&bytes, l1) & 0x00ff_ffff_ffff_fe00;
+        let refcount = (word(&bytes, word(&bytes, 48) as usize) + table / 4096 * 2) as usize;
+        for entry in [l1, l1 + 8] {
+            bytes[entry..entry + 8].copy_from_slice(&table.to_be_bytes());
+        }
+        bytes[refcount..refcount + 2].copy_from_slice(&2_u16.to_be_bytes());
+        let found = check_storage(&MemoryStorage::with_bytes(&bytes)).expect("the image can be checked");
+        let is_found = found.issues.iter().any(|issue| {
+            matches!(issue.finding, Finding::L1Entry { problem: L1Problem::TableOfAnother, site } if site.index == Some(1))
+        });
+        assert_eq!(is_found, data_file, "{found:?}");
+        if data_file {
+            let (repaired, _) = repair("one table for two", &bytes);
+            std::fs::write(&path, repaired).expect("the image can be written");
+            qemu_tools::assert_check_clean(&path);
+            qemu_tools::assert_same_bytes(&qemu_tools::content(&path), &disk, "one table for two");
+        }
+    }
+}
+
 #[test]
 fn clusters_of_a_data_file_are_led_back_to_their_own_places() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");

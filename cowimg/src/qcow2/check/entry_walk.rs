@@ -187,8 +187,9 @@ fn encoded(subject: &Subject<'_>, entry: Words) -> Vec<u8> {
 }
 
 impl EntryFixer for Mender<'_> {
-    fn l1(&mut self, raw: u64, _: Tree) -> Option<u64> {
-        Mender::l1(self, raw).map(|(mended, _)| mended)
+    fn l1(&mut self, raw: u64, tree: Tree) -> Option<u64> {
+        let mended = Mender::l1(self, raw).map(|(mended, _)| mended);
+        if tree == Tree::Active && self.is_table_of_another(raw, mended) { Some(0) } else { mended }
     }
 
     fn l2(&mut self, entry: Words, at: Place) -> Option<Words> {

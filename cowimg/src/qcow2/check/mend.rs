@@ -5,6 +5,8 @@
 //! starts in is taken if it is counted as in use and no other reference explains that; else what the entry mapped is given
 //! up, and reads as zeroes rather than as an error.
 
+use foldhash::HashSet;
+
 use super::Examined;
 use super::l2::COPIED;
 use super::moves::Moves;
@@ -37,6 +39,8 @@ pub(super) struct Mender<'e> {
     extended: bool,
     has_data_file: bool,
     version: Version,
+    /// With a data file: the tables that entries seen so far lead to, of those that several do.
+    led_to: HashSet<u64>,
 }
 
 /// What an offset may be meant for.
@@ -57,6 +61,7 @@ impl<'e> Mender<'e> {
             extended: header.incompatible.contains(Incompatible::EXTENDED_L2),
             has_data_file: examined.subject.has_data_file(),
             version: header.version,
+            led_to: HashSet::default(),
         }
     }
 
@@ -80,6 +85,21 @@ impl<'e> Mender<'e> {
             return Some((copy << self.geometry.cluster_bits() | raw & COPIED, Remedy::Copy));
         }
         (reserved != 0).then_some((raw & !reserved, Remedy::ClearBits))
+    }
+
+    /// Whether the active L1 entry `raw`, which is to be `mended` if that is something else, leads to the table of another entry
+    /// where it may not: each entry is asked about once, in order, and the first may.
+    pub(super) fn is_table_of_another(&mut self, raw: u64, mended: Option<u64>) -> bool {
+        let entry = L1Entry::decode(mended.unwrap_or(raw), &self.geometry);
+        let (true, Ok(L1Entry { table: Some(table) })) = (self.has_data_file, entry) else { return false };
+        let cluster = self.cluster(table.host.get());
+        // The check has counted entries as they were.
+        let is_counted = L1Entry::decode(raw, &self.geometry) == entry;
+        match (self.examined.ledger.l2_tables.get(cluster), is_counted) {
+            (1, true) => false,
+            (1.., false) => true,
+            _ => !self.led_to.insert(cluster),
+        }
     }
 
     /// What an L2 entry is to be, where it is to be something else. `guest` is the offset that it maps, where that is known:

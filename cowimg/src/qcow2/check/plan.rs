@@ -202,6 +202,7 @@ impl Planner<'_> {
             Finding::PastEnd { what: Structure::L1Table, .. } => {
                 fitting_l1(self.examined).map_or(LEFT, |_| Remedy::FitL1)
             }
+            Finding::L1Entry { problem: L1Problem::TableOfAnother, .. } => Remedy::Unmap,
             Finding::L1Entry { site, .. } => self.mender.l1(site.entry).map_or(LEFT, |(_, remedy)| remedy),
             Finding::L2Entry { site, .. } => self.about_l2(site),
             Finding::Snapshot { index, .. } => {

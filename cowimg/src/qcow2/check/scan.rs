@@ -53,7 +53,9 @@ fn active_l1(subject: &Subject<'_>, l2_tables: &mut L2Tables<'_>, ledger: &mut L
         {
             ledger.report(Finding::L1Entry { site, problem: L1Problem::Copied { refcount } });
         }
-        if table < subject.file_len {
+        if subject.has_data_file() && ledger.l2_tables.get(table >> subject.geometry.cluster_bits()) > 1 {
+            ledger.report(Finding::L1Entry { site, problem: L1Problem::TableOfAnother });
+        } else if table < subject.file_len {
             l2_tables.add(ledger, table, Uses { active: 1, inactive: 0, first_active: index });
         }
     });

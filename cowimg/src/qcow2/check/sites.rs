@@ -128,6 +128,9 @@ pub enum L1Problem {
         /// The length of the file in bytes.
         file_len: u64,
     },
+    /// The table of an earlier entry, where data is in a file of its own: there a table maps one part of the disk alone, for
+    /// each cluster is at its own place.
+    TableOfAnother,
     /// The copied flag says the opposite of the table's refcount.
     Copied {
         /// The table's refcount as stored.
@@ -199,6 +202,9 @@ impl L1Site {
             L1Problem::Unaligned => f.write_str("the L2 table does not start at a cluster boundary"),
             L1Problem::PastEnd { file_len } => {
                 write!(f, "the L2 table lies past the end of the file ({file_len} bytes)")
+            }
+            L1Problem::TableOfAnother => {
+                f.write_str("the L2 table is that of an earlier entry, in an image with a data file")
             }
             L1Problem::Copied { refcount } => {
                 write!(f, "the copied flag contradicts the refcount {refcount}")
