@@ -162,6 +162,24 @@ pub(crate) const ROWS: &[Row] = &[
         ..SHARED
     },
     Row {
+        name: "convert -C qcow2 to raw, on XFS (theirs without -C)",
+        target: "0.05",
+        needs: &[Needed::Sharing],
+        ours: "cowimg convert -C -f qcow2 -O raw xfs/fs.qcow2 xfs/out1",
+        theirs: "qemu-img convert -f qcow2 -O raw xfs/fs.qcow2 xfs/out2",
+        verify: &["cmp xfs/out1 xfs/out2"],
+        ..SHARED
+    },
+    Row {
+        name: "convert -C qcow2 to qcow2, on XFS (theirs without -C)",
+        target: "0.05",
+        needs: &[Needed::Sharing],
+        ours: "cowimg convert -C -f qcow2 -O qcow2 xfs/fs.qcow2 xfs/out1",
+        theirs: "qemu-img convert -f qcow2 -O qcow2 xfs/fs.qcow2 xfs/out2",
+        verify: &["qemu-img compare -q xfs/fs.qcow2 xfs/out1", "qemu-img check -q xfs/out1"],
+        ..SHARED
+    },
+    Row {
         name: "convert -c zlib",
         target: "0.5",
         needs: &[Needed::FileSystem],
