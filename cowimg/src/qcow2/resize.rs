@@ -1,7 +1,7 @@
 //! Changing the size of the disk: what is refused, and growing. Shrinking is in `shrink`.
 //!
-//! The order is that of any new table: the L1 table that the new size needs is whole and durable before the header
-//! names it (W4), and the header changes in one write (W5). What the backing disk has in the new part must not
+//! The order is that of any new table: the L1 table that the new size needs, a new one or more of its last cluster, is whole and
+//! durable before the header names it (W4), and the header changes in one write (W5). What the backing disk has in the new part must not
 //! show through, so that part is zeroed before the new size is written; and what the tables have past the old end
 //! (the state of a machine, or what a resize left that a crash met) must not either, so that goes first.
 
@@ -138,6 +138,9 @@ impl Qcow2 {
             return Ok(());
         }
         let clusters = self.geometry.clusters_for(needed as u64 * 8);
+        if clusters == self.geometry.clusters_for(old_len as u64 * 8) {
+            return self.lengthen_l1_table((old_offset, old_len), needed);
+        }
         let first = meta.allocator(self).take_contiguous(clusters)?;
         let offset = self.geometry.host_offset(first);
         self.metadata_map.mark(first.get(), clusters);
@@ -154,6 +157,18 @@ impl Qcow2 {
         l1.entries.resize(needed, 0);
         drop(l1);
         self.free_old_l1(&mut meta, old_offset, old_len);
+        Ok(())
+    }
+
+    /// Takes more entries of the L1 table's last cluster, which are zeroes in the file before its header has them: it gets them
+    /// with the new size, which follows a commit. Until then they are an open image's own and no disk's, for the old size needs
+    /// none of them.
+    fn lengthen_l1_table(&self, (offset, old_len): (HostOffset, usize), needed: usize) -> Result<()> {
+        self.storage
+            .write_all_at(&vec![0; (needed - old_len) * 8], offset.get() + old_len as u64 * 8)
+            .map_err(|error| Error::io("write the L1 table", error))?;
+        self.lock_header().l1_entries = needed as u32;
+        self.l1.write().unwrap_or_else(PoisonError::into_inner).entries.resize(needed, 0);
         Ok(())
     }
 

@@ -30,7 +30,7 @@ impl Dice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) version: Version,
-    cluster_bits: u32,
+    pub(crate) cluster_bits: u32,
     pub(crate) refcount_order: u32,
     preallocation: Preallocation,
 }

@@ -3,6 +3,9 @@
 
 use std::io::ErrorKind::{Other, StorageFull};
 
+use cowimg::ByteRange;
+use cowimg::storage::StorageExt;
+
 use crate::faults::fail_every_change;
 use crate::history::try_every_moment;
 use crate::lab::{Call, Dice, SECTOR, SHAPES, SIZE, Shape, guest_call};
@@ -42,6 +45,27 @@ fn a_resized_disk_has_one_size_or_the_other_whenever_the_power_fails() {
     }
     println!("{states} states after a crash, none lost, none corrupt");
     assert!(states > 2_000, "only {states} states were tried");
+}
+
+/// What is behind an L1 table in its last cluster may be anything, and must not be taken for entries.
+#[test]
+fn what_is_behind_an_l1_table_is_no_entry_of_it_whenever_the_power_fails() {
+    for (shape, seed) in shapes().zip(4200..) {
+        let start = shape.fresh();
+        let bytes = start.to_vec();
+        let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let end = word(40) + (word(32) & 0xffff_ffff) * 8;
+        let garbage = vec![0xff; (end.next_multiple_of(1 << shape.cluster_bits) - end) as usize];
+        assert!(garbage.len() >= 8 * 8, "the table has room");
+        start.write_all_at(&garbage, end).expect("memory takes it");
+        // Five entries more.
+        let larger = SIZE + 5 * (1 << (2 * shape.cluster_bits - 3));
+        let at = |start| ByteRange::between(start, start + SECTOR);
+        let growing =
+            [Call::Write(at(0), 3), Call::Resize(larger), Call::Write(at(larger - SECTOR), 5), Call::Flush];
+        let states = try_every_moment(&format!("{shape:?}"), start, seed, &growing);
+        assert!(states > 20, "only {states} states were tried");
+    }
 }
 
 #[test]
