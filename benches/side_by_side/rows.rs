@@ -74,9 +74,9 @@ pub(crate) const ROWS: &[Row] = &[
         needs: &[Needed::Base],
         // In folders of their own, and nothing is removed between the pairs: ext4 passes over inodes that were in use lately
         // one by one, which is most of what there would be to measure.
-        prepare: &["mkdir -p clones-{pair}"],
-        ours: "cowimg clone -q -F raw -n 1000 --first 0 ../base.raw clones-{pair}/1-%d",
-        theirs: "qemu-img create -q -f qcow2 -b ../base.raw -F raw clones-{pair}/2-{n}",
+        prepare: &["mkdir -p clones-{pair}", "ln -f base.raw clones-{pair}/base.raw"],
+        ours: "cowimg clone -q -F raw -n 1000 --first 0 clones-{pair}/base.raw clones-{pair}/1-%d",
+        theirs: "qemu-img create -q -f qcow2 -b base.raw -F raw clones-{pair}/2-{n}",
         times: 1000,
         verify: &["cmp clones-0/1-0 clones-0/2-0", "cmp clones-0/1-999 clones-0/2-999"],
         pairs: 3,
