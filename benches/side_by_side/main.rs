@@ -161,16 +161,23 @@ fn line(row: &Row, samples: &[(Sample, Sample)]) -> String {
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let most = ratios.iter().copied().fold(0.0, f64::max);
     format!(
-        "| {} | **{:.2}** | {} | {least:.2}-{most:.2} | {:.2} | {} | {} | {:.1} / {:.1} MB |",
+        "| {} | **{}** | {} | {}-{} | {} | {} | {} | {:.1} / {:.1} MB |",
         row.name,
-        median(ratios),
+        ratio(median(ratios)),
         row.target,
-        of_pairs(|(ours, theirs)| ours.cpu_seconds / theirs.cpu_seconds),
+        ratio(least),
+        ratio(most),
+        ratio(of_pairs(|(ours, theirs)| ours.cpu_seconds / theirs.cpu_seconds)),
         milliseconds(of_pairs(|(ours, _)| ours.seconds)),
         milliseconds(of_pairs(|(_, theirs)| theirs.seconds)),
         of_pairs(|(ours, _)| ours.peak_bytes) / 1e6,
         of_pairs(|(_, theirs)| theirs.peak_bytes) / 1e6,
     )
+}
+
+/// A small one to the thousandth, for some targets are hundredths.
+fn ratio(value: f64) -> String {
+    if value < 0.095 { format!("{value:.3}") } else { format!("{value:.2}") }
 }
 
 fn milliseconds(seconds: f64) -> String {
