@@ -79,6 +79,12 @@ impl<'a> Images<'a> {
         if !self.made.insert(image) {
             return Ok(());
         }
+        self.make_new(image)?;
+        // What is left to be written to the disk would disturb what is measured.
+        self.run.quietly("sync")
+    }
+
+    fn make_new(&mut self, image: Needed) -> Result<(), Failed> {
         let run = self.run;
         match image {
             Needed::FileSystem => file_system(&run.folder),

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.split_first() {
         Some((word, words)) if word == caller::WORD => caller::work(words),
+        Some((word, words)) if word == TOUCH => touch(words),
         _ => Wish::of(args.into_iter()).and_then(|wish| compare(&wish)),
     };
     match done {
@@ -124,11 +125,11 @@ fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, 
         run.remove_results()?;
         run.prepare(row)?;
         let ours = || {
-            warm_memory(row);
+            warm_memory(run, row)?;
             run.time(row.ours)
         };
         let theirs = || {
-            warm_memory(row);
+            warm_memory(run, row)?;
             run.time_repeated(row.theirs, row.times)
         };
         let (ours, theirs) = if pair % 2 == 0 {
@@ -149,10 +150,21 @@ fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, 
     Ok(samples)
 }
 
+/// The first word of a command line that makes this program one that touches memory, of so many bytes as the next one says.
+const TOUCH: &str = "--touch";
+
 /// Touches as much memory as the row's files take, and lets it go: a virtual machine whose host takes back what is free pays
-/// for pages that are new to it, up to 2 s for a GiB, and one program would pay for both.
-fn warm_memory(row: &Row) {
-    drop(std::hint::black_box(vec![1_u8; row.new_bytes]));
+/// for pages that are new to it, up to 2 s for a GiB, and one program would pay for both. In a process of its own, for what this
+/// one ever had would count as its children's.
+fn warm_memory(run: &Run, row: &Row) -> Result<(), Failed> {
+    if row.new_bytes == 0 { Ok(()) } else { run.quietly(&format!("side_by_side {TOUCH} {}", row.new_bytes)) }
+}
+
+fn touch(words: &[String]) -> Result<(), Failed> {
+    let bytes = words.first().and_then(|word| word.parse().ok());
+    let bytes: usize = bytes.ok_or_else(|| Failed(format!("{TOUCH} wants a number of bytes")))?;
+    drop(std::hint::black_box(vec![1_u8; bytes]));
+    Ok(())
 }
 
 fn line(row: &Row, samples: &[(Sample, Sample)]) -> String {

@@ -38,10 +38,11 @@ const ROW: Row = Row {
 
 /// Work that is over when the programs have started.
 const QUICK: Row = Row { target: "0.15", pairs: 60, ..ROW };
-/// A conversion, each time into a new file.
-const CONVERT: Row = Row { prepare: &["rm -f out1 out2"], new_bytes: NEW_BYTES, ..ROW };
+/// A conversion, each time into a new file, while nothing else waits to be written to the disk.
+const CONVERT: Row = Row { prepare: &["rm -f out1 out2", "sync"], new_bytes: NEW_BYTES, ..ROW };
 /// The same where files can share space.
-const SHARED: Row = Row { prepare: &["rm -f xfs/out1 xfs/out2"], new_bytes: NEW_BYTES, pairs: 5, ..ROW };
+const SHARED: Row =
+    Row { prepare: &["rm -f xfs/out1 xfs/out2", "sync"], new_bytes: NEW_BYTES, pairs: 5, ..ROW };
 /// What a conversion writes at most, and some.
 const NEW_BYTES: usize = 3 << 29;
 /// Requests in one process, timed with opening and closing.
