@@ -1,9 +1,10 @@
 //! Changing the size of the disk: what is refused, and growing. Shrinking is in `shrink`.
 //!
-//! The order is that of any new table: the L1 table that the new size needs, a new one or more of its last cluster, is whole and
-//! durable before the header names it (W4), and the header changes in one write (W5). What the backing disk has in the new part must not
-//! show through, so that part is zeroed before the new size is written; and what the tables have past the old end
-//! (the state of a machine, or what a resize left that a crash met) must not either, so that goes first.
+//! The order is that of any new table: the L1 table that the new size needs, a new one or more of its last cluster, is
+//! whole and durable before the header names it (W4), and the header changes in one write (W5). What the backing disk
+//! has in the new part must not show through, so that part is zeroed before the new size is written; and what the tables
+//! have past the old end (the state of a machine, or what a resize left that a crash met) must not either, so that goes
+//! first.
 
 use std::sync::PoisonError;
 

@@ -39,7 +39,7 @@ pub(super) struct Mender<'e> {
     extended: bool,
     has_data_file: bool,
     version: Version,
-    /// With a data file: the tables that entries seen so far lead to, of those that several do.
+    /// With a data file: the tables that entries seen so far lead to, but for those that a single entry did from the start.
     led_to: HashSet<u64>,
 }
 
