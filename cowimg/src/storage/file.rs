@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::{Errno, retry_on_intr};
@@ -17,14 +17,18 @@ use super::direct;
 use super::pending_sync::{Change, PendingSync};
 use super::sparse::HostCalls;
 use super::{
-    FileUse, Storage, StorageExt, StorageExtent, StorageExtentKind, check_len, ext, read_only_error,
-    write_range,
+    FileUse, Storage, StorageExt, StorageExtent, StorageExtentKind, check_len, ext, file_system,
+    read_only_error, write_range,
 };
 use crate::range::ByteRange;
 
 /// Zeroes up to this many bytes are written rather than asked for: measured on ext4, the host's call costs as much as
 /// writing this much, and bytes that are written later then cost more.
 const SMALL_ZEROES: u64 = 16 << 10;
+
+/// Writes into holes from this many bytes on have their space taken before, where that pays. Below it the call costs more
+/// than it saves.
+const LARGE_WRITE: u64 = 256 << 10;
 
 /// What the storage may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -162,6 +166,8 @@ pub struct FileStorage {
     node: Node,
     access: Access,
     calls: HostCalls,
+    /// Whether to take the space of large writes before them; asked for at the first one.
+    takes_space_first: OnceLock<bool>,
     /// The data extent that was found last, less what was done to it since. Some file systems look at every page of an
     /// extent to find its end; who walks a file in steps must not pay for that at each of them.
     known_data: Mutex<ByteRange>,
@@ -223,6 +229,7 @@ impl FileStorage {
             node,
             access,
             calls: HostCalls::default(),
+            takes_space_first: OnceLock::new(),
             known_data: Mutex::new(ByteRange::between(0, 0)),
             pending_sync: PendingSync::default(),
             locked: Mutex::new(FileUse::NONE),
@@ -263,6 +270,18 @@ impl FileStorage {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "cannot grow a device"));
         }
         Ok(())
+    }
+
+    /// Takes the space of a large write into a hole, in one call. ext4 else looks for the space of each block by itself: a
+    /// GiB in writes of 1 MiB takes 0.25 s then, and 0.18 s so.
+    fn take_space(&self, range: ByteRange) {
+        if range.len() < LARGE_WRITE {
+            return;
+        }
+        let is_worth_it = || self.node == Node::File && file_system::is_ext4(self.file.as_fd());
+        if *self.takes_space_first.get_or_init(is_worth_it) {
+            self.calls.reserve_hole(&self.file, range);
+        }
     }
 
     /// Makes the file at least as long as `range.end()`. A length call would cut what another thread writes past it
@@ -342,22 +361,24 @@ impl Storage for FileStorage {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         let _change = self.writable()?;
-        write_range(offset, buf.len())?;
+        let range = write_range(offset, buf.len())?;
         if buf.is_empty() {
             return Ok(0);
         }
+        self.take_space(range);
         Ok(retry_on_intr(|| rustix::io::pwrite(&self.file, buf, offset))?)
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let _change = self.writable()?;
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-        write_range(offset, total)?;
+        let range = write_range(offset, total)?;
         // Empty buffers at the front could fill the host's limit of buffers, and the call would write nothing.
         let first = bufs.iter().position(|buf| !buf.is_empty()).unwrap_or(bufs.len());
         if first == bufs.len() {
             return Ok(0);
         }
+        self.take_space(range);
         Ok(retry_on_intr(|| rustix::io::pwritev(&self.file, &bufs[first..], offset))?)
     }
 
@@ -651,6 +672,30 @@ mod tests {
             assert!(storage.punch_hole(ByteRange::between(0, 1 << 20)).unwrap());
             assert_eq!(storage.allocated_bytes().unwrap(), 0);
             assert_eq!(storage.len().unwrap(), 1 << 30);
+        }
+    }
+
+    #[test]
+    fn a_large_write_takes_the_space_that_it_fills_and_no_more() {
+        const LARGE: u64 = 4 * LARGE_WRITE;
+        for dir in directories() {
+            let storage = temporary(&dir);
+            storage.set_len(10 * LARGE).unwrap();
+            // Into a hole, over half of that, past the end, and in part past it.
+            let places = [LARGE, LARGE + LARGE / 2, 10 * LARGE, 10 * LARGE + LARGE / 2];
+            let mut expected = vec![0; 12 * LARGE as usize];
+            for (place, byte) in places.into_iter().zip(1..) {
+                let bytes = vec![byte; LARGE as usize];
+                storage.write_all_at(&bytes, place).unwrap();
+                expected[place as usize..(place + LARGE) as usize].copy_from_slice(&bytes);
+            }
+            expected.truncate(storage.len().unwrap() as usize);
+            assert_eq!(expected.len() as u64, 11 * LARGE + LARGE / 2);
+            let mut found = vec![9; expected.len()];
+            storage.read_exact_at(&mut found, 0).unwrap();
+            assert!(found == expected, "{}", dir.display());
+            storage.sync().unwrap();
+            assert_eq!(storage.allocated_bytes().unwrap(), 3 * LARGE, "{}", dir.display());
         }
     }
 

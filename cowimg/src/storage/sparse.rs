@@ -18,6 +18,7 @@ const PUNCH: u8 = 2;
 const ALLOCATE: u8 = 4;
 const SEEK: u8 = 8;
 const COPY: u8 = 16;
+const RESERVE: u8 = 32;
 
 /// The calls of one open file, less those that the host is known to refuse.
 #[derive(Debug, Default)]
@@ -47,6 +48,22 @@ impl HostCalls {
     /// host cannot.
     pub(super) fn allocate(&self, file: &File, range: ByteRange) -> io::Result<bool> {
         self.attempt(ALLOCATE, || host::allocate(file, range))
+    }
+
+    /// Takes space for `range`, all of it a hole so far; the length stays. What the host says of it is for the write that
+    /// follows to meet again.
+    pub(super) fn reserve_hole(&self, file: &File, range: ByteRange) {
+        if !self.may(RESERVE) {
+            return;
+        }
+        let is_hole = match host::next_data(file, range.start()) {
+            Ok(data) => data >= range.end(),
+            Err(error) => error == Errno::NXIO,
+        };
+        if is_hole {
+            // Only that the host cannot do it at all is worth knowing.
+            let _reserved = self.attempt(RESERVE, || host::reserve(file, range));
+        }
     }
 
     /// Copies `from` of `source` to `to` of `file`, and gives the bytes that were copied: fewer where the source ends, or
@@ -162,6 +179,10 @@ mod host {
         fallocate(file, FallocateFlags::empty(), range.start(), range.len())
     }
 
+    pub(super) fn reserve(file: &File, range: ByteRange) -> Result<()> {
+        fallocate(file, FallocateFlags::KEEP_SIZE, range.start(), range.len())
+    }
+
     pub(super) fn copy(
         source: BorrowedFd<'_>,
         from: u64,
@@ -188,6 +209,10 @@ mod host {
     use crate::range::ByteRange;
 
     pub(super) fn zero_range(_: &File, _: ByteRange) -> Result<()> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    pub(super) fn reserve(_: &File, _: ByteRange) -> Result<()> {
         Err(Errno::OPNOTSUPP)
     }
 
