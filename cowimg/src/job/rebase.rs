@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::convert::Compression;
-use super::in_turn::work_in_turn;
+use super::in_turn::Workers;
 use crate::chain::{Image, Layer, Verification};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
@@ -146,8 +146,7 @@ impl<'a> Run<'a> {
 
     fn work(&self, threads: usize, control: &Control<'_>) -> Result<()> {
         let mut at = 0;
-        work_in_turn(
-            threads,
+        Workers::in_order(threads).work(
             control,
             || self.next_piece(&mut at),
             |piece, buf| self.compare(*piece, buf),

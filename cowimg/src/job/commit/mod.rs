@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::in_turn::work_in_turn;
+use super::in_turn::Workers;
 use super::pace::Pace;
 use crate::chain::Image;
 use crate::disk::{ResizeOptions, ZeroMode};
@@ -125,8 +125,7 @@ impl<'a> Run<'a> {
 
     fn copy(&self, threads: usize, control: &Control<'_>) -> Result<()> {
         let mut batches = Batches::new(self.image, self.depth, self.granule() as u64);
-        work_in_turn(
-            threads,
+        Workers::in_order(threads).work(
             control,
             || batches.next(),
             |batch, buf| self.read(batch, buf),

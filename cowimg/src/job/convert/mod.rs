@@ -4,11 +4,12 @@
 //! is done in the order of the source, unless the caller does not care, so that the target is laid out alike whatever
 //! the threads do.
 
+mod glance;
 mod pack;
 mod pieces;
 mod run;
 mod source;
-mod turnstile;
+mod way;
 
 use std::num::NonZeroU64;
 
@@ -17,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::progress::Control;
 use crate::range::ByteRange;
 use run::Run;
+
+pub use super::in_turn::Order;
 
 /// Whether clusters of the target are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,8 +63,9 @@ pub enum Copying {
     /// This process, which looks for zeroes on the way.
     #[default]
     Here,
-    /// The same, but what is no zeroes is shared by both files where they lie on one file system that can (XFS, Btrfs), as `cp`
-    /// does it. Only for a target that reads as [`TargetContent::Zeroes`]; no part is shared where zeroes are not looked for,
+    /// The same, but both files share what they can where they lie on one file system that does it (XFS, Btrfs), as with
+    /// `cp`: whole clusters of the target, or 64 KiB at a time where it has none, but for those that are zeroes all through. Of the
+    /// others only the first bytes are read. Only for a target that reads as [`TargetContent::Zeroes`]; no part is shared where zeroes are not looked for,
     /// or where [`ReadErrors::Zero`] is to have zeroes in place of what cannot be read.
     Shared,
     /// The host, where it can: it may let both files share the space. Data is not looked at.
@@ -82,16 +86,6 @@ impl<'a> Part<'a> {
     pub fn whole(image: &'a Image) -> Part<'a> {
         Part { image, range: ByteRange::between(0, image.size()) }
     }
-}
-
-/// In which order pieces are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Order {
-    /// In the order of the source, so that the target is laid out in order, and the same every time.
-    #[default]
-    Source,
-    /// As the threads come to it.
-    Any,
 }
 
 /// How to convert.

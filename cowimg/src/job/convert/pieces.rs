@@ -1,15 +1,18 @@
 //! The source cut into pieces, in order.
 
-use super::{ConvertOptions, Copying, Part, ReadErrors, TargetContent};
-use crate::chain::Look;
+use super::way::{Way, Ways};
+use super::{ConvertOptions, Part, ReadErrors, TargetContent};
+use crate::chain::{Image, Look};
 use crate::error::Result;
 use crate::extent::ExtentKind;
 use crate::range::ByteRange;
 
-/// Bytes that a thread takes at a time, or one cluster where that is more: small enough to be in a core's cache when it is
-/// written, large enough that handing on the turn costs little.
-const PIECE: u64 = 1 << 20;
-/// The same where the host copies: each piece is a call, and no memory is taken for it.
+/// Bytes that a thread takes at a time, or one cluster where that is more. Each piece costs the taking of space, the handing
+/// over of its buffer and a look at the source; larger ones gain nothing more.
+const PIECE: u64 = 2 << 20;
+/// The same of what is compressed, which takes so long that those costs do not show.
+const PACKED_PIECE: u64 = 1 << 20;
+/// The same where the host copies or shares: that is one call for what lies in a row, and takes no memory.
 const HOST_PIECE: u64 = 64 << 20;
 /// Bytes of data between two reports of progress, as qemu-img has them.
 const REPORTED: u64 = 2 << 20;
@@ -39,14 +42,13 @@ pub(super) struct Place {
 }
 
 /// A piece of the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) number: u64,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece<'a> {
     /// Where, in bytes from the start of the first part.
     pub(super) range: ByteRange,
     pub(super) action: Action,
-    /// Known for data that is stored in one place.
-    pub(super) place: Option<Place>,
+    /// How its data comes into the target.
+    pub(super) way: Way<'a>,
 }
 
 /// A range of the source of which one thing is known.
@@ -75,10 +77,10 @@ pub(super) struct Pieces<'a> {
     at: u64,
     /// What is left of the stretch that was cut last.
     current: Option<Stretch>,
-    next_number: u64,
     /// Pieces start and end at multiples of this, as far as the source does.
     unit: u64,
     options: ConvertOptions,
+    ways: Ways<'a>,
     progress: Reported,
 }
 
@@ -90,30 +92,41 @@ struct Reported {
 }
 
 impl<'a> Pieces<'a> {
-    /// All pieces of `parts`.
-    pub(super) fn new(parts: &'a [Part<'a>], unit: u64, options: &ConvertOptions) -> Pieces<'a> {
+    /// All pieces of `parts`, on their way into `target`.
+    pub(super) fn new(
+        parts: &'a [Part<'a>],
+        target: &'a Image,
+        unit: u64,
+        options: &ConvertOptions,
+    ) -> Pieces<'a> {
         Pieces {
             parts,
             part: 0,
             part_start: 0,
             at: 0,
             current: None,
-            next_number: 0,
             unit,
             options: *options,
+            ways: Ways::new(parts, target, options),
             progress: Reported::default(),
         }
     }
 
     /// The next piece. Zeroes come as far as they go, data in steps of [`PIECE`] that end at multiples of it. `tell` hears how
     /// many bytes of work have been taken up, each time that a portion is begun.
-    pub(super) fn next(&mut self, tell: &mut dyn FnMut(u64)) -> Result<Option<Piece>> {
+    pub(super) fn next(&mut self, tell: &mut dyn FnMut(u64)) -> Result<Option<Piece<'a>>> {
         let unit = self.unit;
         let Some(first) = self.next_stretch()? else { return Ok(None) };
         let start = first.range.start();
         let whole_end = first.range.end() / unit * unit;
         let alone = first.action != Action::Copy && whole_end > start;
-        let step = if self.by_host(&first) { HOST_PIECE } else { PIECE }.max(unit);
+        let way = first.place.map_or(Way::Here, |place| self.ways.of(place, start));
+        let is_paced = self.options.rate.is_some();
+        let step = match way {
+            _ if unit > 1 => PACKED_PIECE.max(unit),
+            Way::Host(_) | Way::Shared(_) if !is_paced => HOST_PIECE,
+            _ => PIECE,
+        };
         let wanted = if alone {
             whole_end
         } else {
@@ -133,19 +146,8 @@ impl<'a> Pieces<'a> {
         }
         let action = if alone { first.action } else { Action::Copy };
         let range = ByteRange::between(start, end);
-        let stored_whole = range.end() <= first.range.end();
-        let number = self.next_number;
-        self.next_number += 1;
         self.count(range, action, first.range.end(), tell);
-        Ok(Some(Piece { number, range, action, place: first.place.filter(|_| stored_whole) }))
-    }
-
-    /// Whether the host copies a stretch, at a pace of its own.
-    fn by_host(&self, stretch: &Stretch) -> bool {
-        let unpaced = self.options.copying == Copying::Host && self.options.rate.is_none();
-        let storage =
-            |place: Place| self.parts.get(place.part)?.image.layers().get(place.depth)?.guest_storage();
-        unpaced && self.unit == 1 && stretch.place.and_then(storage).is_some()
+        Ok(Some(Piece { range, action, way }))
     }
 
     /// Counts the work of a piece, which is data or is written as if it were.

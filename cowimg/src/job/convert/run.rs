@@ -1,25 +1,29 @@
 //! The conversion itself, as all its threads see it.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::super::in_turn::Workers;
 use super::super::pace::Pace;
+use super::glance::zeroes;
 use super::pack::{Packed, Packing, Zeroes};
 use super::pieces::{Action, Piece, Pieces};
 use super::source::Source;
-use super::turnstile::Turnstile;
-use super::{Compression, ConvertOptions, ConvertReport, Copying, ReadErrors, TargetContent};
+use super::way::{Stored, Way};
+use super::{Compression, ConvertOptions, ConvertReport, TargetContent};
 use crate::chain::Image;
 use crate::disk::ZeroMode;
 use crate::error::Result;
 use crate::progress::Control;
 use crate::range::ByteRange;
-use crate::storage::{PageBuffer, SHARED_BLOCK, Storage, may_share};
+use crate::storage::PageBuffer;
 use crate::zero_scan::{Part, parts};
 
 /// Zeroes that are written as data are written in steps of this many bytes.
 const ZEROES: u64 = 1 << 20;
+
+/// What is shared with a target that has no clusters is looked at in steps of this many bytes.
+const SHARED_STEP: u64 = 64 << 10;
 
 /// One conversion.
 pub(super) struct Run<'a> {
@@ -29,36 +33,29 @@ pub(super) struct Run<'a> {
     options: &'a ConvertOptions,
     control: &'a Control<'a>,
     packing: Option<Packing<'a>>,
-    pieces: Mutex<Pieces<'a>>,
     pace: Pace,
-    turn: Turnstile,
-    stopped: AtomicBool,
     report: Mutex<ConvertReport>,
 }
 
-/// What was read of a piece, ready to be written.
+/// What is to be written of a piece.
 enum Content<'a> {
-    /// As it is, but for its zeroes.
+    /// Nothing of its bytes.
+    None,
+    /// What was read, as it is, but for its zeroes.
     Plain(Vec<Part>),
-    /// Not written but shared with where it is `stored`, from the first whole cluster on.
+    /// All of it, by the host.
+    ByHost(Stored<'a>),
+    /// From the first whole step on, the target shares the place where it is.
     Shared {
-        /// Of the bytes before that cluster.
+        /// Of the bytes before that step, which were read.
         head: Vec<Part>,
+        /// How many those are.
+        head_len: u64,
         whole: Vec<Part>,
-        stored: (&'a dyn Storage, u64),
+        whole_stored: Stored<'a>,
     },
-    /// Each cluster packed.
+    /// Each cluster of what was read, packed.
     Packed(Vec<Packed>),
-}
-
-/// Whether two offsets lie in their blocks alike.
-fn is_aligned_with(a: u64, b: u64) -> bool {
-    a % SHARED_BLOCK == b % SHARED_BLOCK
-}
-
-/// A panic of a worker goes on in the caller's thread.
-fn panicked(payload: Box<dyn std::any::Any + Send>) -> Result<()> {
-    std::panic::resume_unwind(payload)
 }
 
 impl<'a> Run<'a> {
@@ -72,7 +69,6 @@ impl<'a> Run<'a> {
             Compression::Off => None,
             Compression::On => Some(Packing::of(target)?),
         };
-        let unit = packing.map_or(1, |packing| packing.cluster_size);
         Ok(Run {
             source: Source::new(parts, options.read_errors, control),
             parts,
@@ -80,10 +76,7 @@ impl<'a> Run<'a> {
             options,
             control,
             packing,
-            pieces: Mutex::new(Pieces::new(parts, unit, options)),
             pace: Pace::new(options.rate),
-            turn: Turnstile::default(),
-            stopped: AtomicBool::new(false),
             report: Mutex::new(ConvertReport::default()),
         })
     }
@@ -91,23 +84,28 @@ impl<'a> Run<'a> {
     pub(super) fn run(self) -> Result<ConvertReport> {
         let work = self.count_work()?;
         self.control.report(0, work);
-        let first_error = std::thread::scope(|scope| {
-            let workers: Vec<_> =
-                (1..self.options.threads).map(|_| scope.spawn(|| self.work(work))).collect();
-            let own = self.work(work);
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(panicked)).fold(own, Result::and)
-        });
-        first_error?;
+        let mut pieces = self.pieces();
+        let workers = Workers { threads: self.options.threads, order: self.options.order };
+        workers.work(
+            self.control,
+            || pieces.next(&mut |done| self.control.report(done, work)),
+            |piece, buf| self.prepare(piece, buf),
+            |piece, content, buf| self.write(piece, content, buf),
+        )?;
         self.control.report(work, work);
-        Ok(*self.report.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.report.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn pieces(&self) -> Pieces<'a> {
+        let unit = self.packing.map_or(1, |packing| packing.cluster_size);
+        Pieces::new(self.parts, self.target, unit, self.options)
     }
 
     /// Bytes of work in all, for progress; counted only if somebody wants to know.
     fn count_work(&self) -> Result<u64> {
         let mut total = 0;
         if self.control.progress.is_some() {
-            let unit = self.packing.map_or(1, |packing| packing.cluster_size);
-            let mut pieces = Pieces::new(self.parts, unit, self.options);
+            let mut pieces = self.pieces();
             while pieces.next(&mut |done| total = done)?.is_some() {
                 self.control.check()?;
             }
@@ -115,59 +113,9 @@ impl<'a> Run<'a> {
         Ok(total)
     }
 
-    /// Takes pieces until there are none; the first error stops every thread.
-    fn work(&self, total: u64) -> Result<()> {
-        let mut report = ConvertReport::default();
-        let result = self.work_through(total, &mut report);
-        if result.is_err() {
-            self.stopped.store(true, Ordering::Release);
-            self.turn.open();
-        }
-        let mut sum = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        sum.data_bytes += report.data_bytes;
-        sum.compressed_bytes += report.compressed_bytes;
-        sum.unreadable_bytes += report.unreadable_bytes;
-        result
-    }
-
-    fn work_through(&self, total: u64, report: &mut ConvertReport) -> Result<()> {
-        let mut buf = PageBuffer::default();
-        while !self.stopped.load(Ordering::Acquire) {
-            self.control.check()?;
-            let mut tell = |done| self.control.report(done, total);
-            let piece = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).next(&mut tell)?;
-            let Some(piece) = piece else { return Ok(()) };
-            let by_host = self.options.copying == Copying::Host
-                && self.packing.is_none()
-                && piece.place.is_some_and(|place| self.source.storage(place).is_some());
-            let read_here = piece.action == Action::Copy && !by_host;
-            buf.resize(if read_here { piece.range.len() as usize } else { 0 });
-            report.unreadable_bytes += self.source.read_at(&mut buf, piece.range.start())?;
-            let content = self.prepare(&piece, &buf)?;
-            if !self.turn.wait(self.options.order, piece.number, &self.stopped) {
-                // Another thread has failed, and says why.
-                return Ok(());
-            }
-            if by_host {
-                self.copy_piece(&piece, report)?;
-            } else {
-                self.write_piece(&piece, &buf, content, report)?;
-            }
-            self.turn.pass(piece.number);
-        }
-        Ok(())
-    }
-
-    /// Lets the host copy a piece, whose place is known.
-    fn copy_piece(&self, piece: &Piece, report: &mut ConvertReport) -> Result<()> {
-        let Some((place, storage)) = piece.place.and_then(|place| Some((place, self.source.storage(place)?)))
-        else {
-            return Ok(());
-        };
-        self.pace.wait(piece.range.len(), self.control)?;
-        self.target.copy_from(storage, place.host, piece.range)?;
-        report.data_bytes += piece.range.len();
-        Ok(())
+    /// Adds to what was done.
+    fn count(&self, add: impl FnOnce(&mut ConvertReport)) {
+        add(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn zero(&self, range: ByteRange) -> Result<()> {
@@ -204,44 +152,73 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Where a piece is stored, if the target may share that place.
-    fn shareable(&self, piece: &Piece) -> Option<(&'a dyn Storage, u64)> {
-        let ConvertOptions { copying, target_content, sparse_size, read_errors, .. } = *self.options;
-        // What cannot be read is shared as it is, and would not become zeroes.
-        let is_wanted = copying == Copying::Shared
-            && read_errors == ReadErrors::Fail
-            && target_content == TargetContent::Zeroes
-            && sparse_size.is_multiple_of(SHARED_BLOCK)
-            && sparse_size > 0;
-        let place =
-            piece.place.filter(|place| is_wanted && is_aligned_with(place.host, piece.range.start()))?;
-        let source = self.source.storage(place)?;
-        let target = self.target.layers().first()?.guest_storage()?;
-        may_share(target.host_file()?, source.host_file()?).then_some((source, place.host))
+    /// All that can be done with a piece before its turn: reading it, packing it, finding its zeroes.
+    fn prepare(&self, piece: &Piece<'a>, buf: &mut PageBuffer) -> Result<Content<'a>> {
+        match (piece.action, piece.way) {
+            (Action::Zero | Action::Leave, _) => Ok(Content::None),
+            (Action::Copy, Way::Host(stored)) => Ok(Content::ByHost(stored)),
+            (Action::Copy, Way::Shared(stored)) => self.look_at(piece.range, stored, buf),
+            (Action::Copy, Way::Here) => self.read(piece.range, buf),
+        }
     }
 
-    /// All that can be done with what was read from a piece before its turn: packing it, or finding its zeroes.
-    fn prepare(&self, piece: &Piece, buf: &[u8]) -> Result<Content<'a>> {
+    fn read(&self, range: ByteRange, buf: &mut PageBuffer) -> Result<Content<'a>> {
+        buf.resize(range.len() as usize);
+        let unreadable = self.source.read_at(buf, range.start())?;
+        self.count(|report| report.unreadable_bytes += unreadable);
         if let Some(packing) = self.packing {
             let zeroes = if self.options.sparse_size == 0 { Zeroes::Stored } else { Zeroes::LeftOut };
             return packing.pack_all(buf, zeroes).map(Content::Packed);
         }
-        let all = 0..buf.len();
-        if self.options.sparse_size == 0 {
-            return Ok(Content::Plain(vec![Part { range: all, is_zero: false }]));
-        }
-        let sparse_size = self.options.sparse_size as usize;
-        let Some(stored) = self.shareable(piece) else {
-            return Ok(Content::Plain(parts(buf, sparse_size).collect()));
+        Ok(Content::Plain(match self.options.sparse_size {
+            0 => vec![Part { range: 0..buf.len(), is_zero: false }],
+            size => parts(buf, size as usize).collect(),
+        }))
+    }
+
+    /// Finds the zeroes of what is shared. Whole clusters are, and the parts of one that are zeroes with them, so that the start of
+    /// nearly every one tells enough.
+    fn look_at(&self, range: ByteRange, stored: Stored<'a>, buf: &mut PageBuffer) -> Result<Content<'a>> {
+        let step = self.options.sparse_size.max(self.target.cluster_size().unwrap_or(SHARED_STEP));
+        let whole = range.start().next_multiple_of(step).min(range.end());
+        buf.resize((whole - range.start()) as usize);
+        self.source.read_at(buf, range.start())?;
+        let head_len = buf.len() as u64;
+        let whole_stored = Stored { offset: stored.offset + head_len, ..stored };
+        Ok(Content::Shared {
+            head: parts(buf, self.options.sparse_size as usize).collect(),
+            head_len,
+            whole: zeroes(&self.source, ByteRange::between(whole, range.end()), whole_stored, step)?,
+            whole_stored,
+        })
+    }
+
+    fn write(&self, piece: &Piece<'a>, content: Content<'a>, buf: &[u8]) -> Result<()> {
+        let start = piece.range.start();
+        let write = |range: Range<usize>, to: ByteRange| self.write_part(&buf[range], to.start());
+        let data_bytes = match content {
+            Content::None if piece.action == Action::Leave => 0,
+            Content::None => self.zero(piece.range).map(|()| 0)?,
+            Content::Plain(found) => self.write_parts(found, start, write)?,
+            Content::ByHost(stored) => self.copy(stored, piece.range)?,
+            Content::Shared { head, head_len, whole, whole_stored } => {
+                let share = |range: Range<usize>, to| {
+                    let offset = whole_stored.offset + range.start as u64;
+                    self.copy(Stored { offset, ..whole_stored }, to)
+                };
+                self.write_parts(head, start, write)? + self.write_parts(whole, start + head_len, share)?
+            }
+            Content::Packed(clusters) => {
+                let size = self.packing.map_or(1, |packing| packing.cluster_size);
+                let mut data_bytes = 0;
+                for ((cluster, packed), nth) in buf.chunks(size as usize).zip(clusters).zip(0..) {
+                    data_bytes += self.write_packed(cluster, packed, start + nth * size)?;
+                }
+                data_bytes
+            }
         };
-        // Whole clusters are shared, and the parts of one that are zeroes with them.
-        let step = self.options.sparse_size.max(self.target.cluster_size().unwrap_or(0));
-        let until_whole = step - 1 - (piece.range.start() + step - 1) % step;
-        let (head, whole) = buf.split_at(until_whole.min(buf.len() as u64) as usize);
-        let moved =
-            |part: Part| Part { range: head.len() + part.range.start..head.len() + part.range.end, ..part };
-        let whole = parts(whole, step as usize).map(moved).collect();
-        Ok(Content::Shared { head: parts(head, sparse_size).collect(), whole, stored })
+        self.count(|report| report.data_bytes += data_bytes);
+        Ok(())
     }
 
     /// Zeroes what is zeroes of a piece that starts at `offset`, and lets `store` store the other parts; returns what it says.
@@ -263,10 +240,10 @@ impl<'a> Run<'a> {
         Ok(written)
     }
 
-    /// Lets the target share a range with what is stored at `host`; returns how many bytes that were.
-    fn share_part(&self, (source, host): (&dyn Storage, u64), to: ByteRange) -> Result<u64> {
+    /// Lets the host copy a range, or both files share it; returns how many bytes that were.
+    fn copy(&self, from: Stored<'a>, to: ByteRange) -> Result<u64> {
         self.pace.wait(to.len(), self.control)?;
-        self.target.copy_from(source, host, to)?;
+        self.target.copy_from(from.storage, from.offset, to)?;
         Ok(to.len())
     }
 
@@ -289,59 +266,21 @@ impl<'a> Run<'a> {
         Ok(written)
     }
 
-    fn write_piece(
-        &self,
-        piece: &Piece,
-        buf: &[u8],
-        content: Content<'_>,
-        report: &mut ConvertReport,
-    ) -> Result<()> {
-        match piece.action {
-            Action::Leave => return Ok(()),
-            Action::Zero => return self.zero(piece.range),
-            Action::Copy => {}
-        }
-        let mut at = piece.range.start();
-        let write = |range: Range<usize>, to: ByteRange| self.write_part(&buf[range], to.start());
-        match content {
-            Content::Plain(found) => report.data_bytes += self.write_parts(found, at, write)?,
-            Content::Shared { head, whole, stored: (source, host) } => {
-                let share =
-                    |range: Range<usize>, to| self.share_part((source, host + range.start as u64), to);
-                report.data_bytes +=
-                    self.write_parts(head, at, write)? + self.write_parts(whole, at, share)?;
-            }
-            Content::Packed(clusters) => {
-                let size = self.packing.map_or(1, |packing| packing.cluster_size);
-                for (cluster, packed) in buf.chunks(size as usize).zip(clusters) {
-                    self.write_packed(cluster, packed, at, report)?;
-                    at += cluster.len() as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_packed(
-        &self,
-        cluster: &[u8],
-        packed: Packed,
-        at: u64,
-        report: &mut ConvertReport,
-    ) -> Result<()> {
+    /// Writes a cluster that starts at `at`; returns how many bytes were written as they are.
+    fn write_packed(&self, cluster: &[u8], packed: Packed, at: u64) -> Result<u64> {
+        let len = cluster.len() as u64;
         match packed {
-            Packed::Zero => return self.zero(ByteRange::between(at, at + cluster.len() as u64)),
+            Packed::Zero => self.zero(ByteRange::between(at, at + len)).map(|()| 0),
             Packed::TooLarge => {
-                self.pace.wait(cluster.len() as u64, self.control)?;
-                self.target.write_at(cluster, at)?;
-                report.data_bytes += cluster.len() as u64;
+                self.pace.wait(len, self.control)?;
+                self.target.write_at(cluster, at).map(|()| len)
             }
             Packed::Bytes(bytes) => {
                 self.pace.wait(bytes.len() as u64, self.control)?;
                 self.target.write_compressed(&bytes, at)?;
-                report.compressed_bytes += cluster.len() as u64;
+                self.count(|report| report.compressed_bytes += len);
+                Ok(0)
             }
         }
-        Ok(())
     }
 }

@@ -1,15 +1,12 @@
 //! Reading the source: several images as one, with unreadable sectors left out if that is wished.
 
-use super::pieces::Place;
 use super::{Part, ReadErrors};
 use crate::error::{Error, Result};
 use crate::progress::Control;
 use crate::range::ByteRange;
-use crate::storage::Storage;
 
 /// The smallest part of a disk that is readable or not.
 const SECTOR: usize = 512;
-
 /// All parts, one behind the other.
 pub(super) struct Source<'a> {
     parts: &'a [Part<'a>],
@@ -81,10 +78,5 @@ impl<'a> Source<'a> {
         if let (Some((range, error)), Some(progress)) = (failed, self.control.progress) {
             progress.unreadable(range, &error);
         }
-    }
-
-    /// The storage that a place is in, where the layer keeps guest data in its own file.
-    pub(super) fn storage(&self, place: Place) -> Option<&'a dyn Storage> {
-        self.parts.get(place.part)?.image.layers().get(place.depth)?.guest_storage()
     }
 }

@@ -1,0 +1,92 @@
+//! Finding the zeroes of what is shared, of which most need not be read: the start of nearly every cluster tells that it
+//! holds something else.
+
+use super::source::Source;
+use super::way::Stored;
+use crate::error::Result;
+use crate::range::ByteRange;
+use crate::storage::{PageBuffer, read_cached, will_read};
+use crate::zero_scan::{Part, is_zero};
+
+/// Bytes that are read first: those that a processor fetches at once.
+const FIRST: usize = 64;
+/// Bytes that are read at a time, in the end, of what begins with zeroes.
+const MOST: u64 = 64 << 10;
+/// Steps whose starts the host is asked to read beside each other, where they are not in its cache.
+const AHEAD: u64 = 256;
+/// What the host reads at least, in bytes.
+const PAGE: u64 = 4096;
+
+/// Which steps of `range`, each of `step` bytes, are zeroes all through. The range is `stored` in one piece.
+pub(super) fn zeroes(
+    source: &Source<'_>,
+    range: ByteRange,
+    stored: Stored<'_>,
+    step: u64,
+) -> Result<Vec<Part>> {
+    let mut found: Vec<Part> = Vec::new();
+    let mut glance = Glance { source, range, stored, step, asked_up_to: 0, buf: PageBuffer::default() };
+    let mut at = 0;
+    while at < range.len() {
+        let end = range.len().min(at + step);
+        let is_zero = glance.is_zero(at, end)?;
+        match found.last_mut() {
+            Some(last) if last.is_zero == is_zero => last.range.end = end as usize,
+            _ => found.push(Part { range: at as usize..end as usize, is_zero }),
+        }
+        at = end;
+    }
+    Ok(found)
+}
+
+/// Offsets are counted from the start of the range.
+struct Glance<'a> {
+    source: &'a Source<'a>,
+    range: ByteRange,
+    stored: Stored<'a>,
+    step: u64,
+    /// The starts of the steps before this offset are in the host's cache, or on their way.
+    asked_up_to: u64,
+    buf: PageBuffer,
+}
+
+impl Glance<'_> {
+    /// Whether all is zeroes from `start` to `end`: reads until it is known.
+    fn is_zero(&mut self, start: u64, end: u64) -> Result<bool> {
+        if !self.may_be_zero(start, end) {
+            return Ok(false);
+        }
+        let (mut at, mut most) = (start, PAGE);
+        while at < end {
+            let len = most.min(end - at);
+            self.buf.resize(len as usize);
+            self.source.read_at(&mut self.buf, self.range.start() + at)?;
+            if !is_zero(&self.buf) {
+                return Ok(false);
+            }
+            at += len;
+            most = MOST;
+        }
+        Ok(true)
+    }
+
+    /// `false` if the first bytes, which are in the host's cache, are no zeroes. Else the host is asked for those of the next steps.
+    fn may_be_zero(&mut self, start: u64, end: u64) -> bool {
+        let Some(file) = self.stored.storage.host_file() else { return true };
+        let mut first = [0; FIRST];
+        let first = &mut first[..FIRST.min((end - start) as usize)];
+        if read_cached(file, first, self.stored.offset + start) {
+            return is_zero(first);
+        }
+        if start >= self.asked_up_to {
+            self.asked_up_to = start.saturating_add(AHEAD * self.step);
+            let mut at = start;
+            while at < self.asked_up_to.min(self.range.len()) {
+                let offset = self.stored.offset + at;
+                will_read(file, ByteRange::between(offset, offset + PAGE));
+                at += self.step;
+            }
+        }
+        true
+    }
+}

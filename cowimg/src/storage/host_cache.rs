@@ -1,0 +1,41 @@
+//! What the host's cache has of a file, and what it should have soon.
+
+pub(crate) use host::{read_cached, will_read};
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod host {
+    use std::io::IoSliceMut;
+    use std::num::NonZeroU64;
+    use std::os::fd::BorrowedFd;
+
+    use rustix::fs::{Advice, fadvise};
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    use crate::range::ByteRange;
+
+    /// Fills `buf` from `offset` on if the cache has all of it; `false` where it has not, and where the host cannot tell.
+    pub(crate) fn read_cached(file: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> bool {
+        let wanted = buf.len();
+        let read = preadv2(file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT);
+        read == Ok(wanted)
+    }
+
+    /// Says that a range will be read, so that the host begins. It need not.
+    pub(crate) fn will_read(file: BorrowedFd<'_>, range: ByteRange) {
+        let _begun = fadvise(file, range.start(), NonZeroU64::new(range.len()), Advice::WillNeed);
+    }
+}
+
+/// Other hosts are not asked.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod host {
+    use std::os::fd::BorrowedFd;
+
+    use crate::range::ByteRange;
+
+    pub(crate) fn read_cached(_: BorrowedFd<'_>, _: &mut [u8], _: u64) -> bool {
+        false
+    }
+
+    pub(crate) fn will_read(_: BorrowedFd<'_>, _: ByteRange) {}
+}
