@@ -35,6 +35,14 @@ pub(crate) struct LookKind {
 }
 
 impl Look {
+    /// The look from `offset` on, if it takes in that byte.
+    pub(crate) fn from(&self, offset: u64) -> Option<Look> {
+        let range = self.extent.range;
+        let holds = range.start() <= offset && offset < range.end();
+        let rest = || self.extent.clipped_to(ByteRange::between(offset, range.end()));
+        holds.then(|| Look { extent: rest(), ..*self })
+    }
+
     /// What the look told, apart from places; `size` is the disk's.
     pub(crate) fn kind(&self, size: u64) -> LookKind {
         let Extent { range, kind, host, .. } = self.extent;

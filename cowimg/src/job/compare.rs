@@ -198,6 +198,8 @@ enum Event {
 struct Walk {
     at: u64,
     next_number: u64,
+    /// The last look at each image.
+    looks: [Option<Look>; 2],
     /// The event with the lowest offset. Portions are handed out in order, so that none below it is missing.
     first_event: Option<(u64, Event)>,
 }
@@ -248,7 +250,7 @@ impl Run<'_> {
             return None;
         }
         let at = walk.at;
-        match self.look(at) {
+        match self.look(at, &mut walk.looks) {
             Ok(None) => None,
             Ok(Some((range, task))) => {
                 let portion = Portion { number: walk.next_number, range, task };
@@ -264,7 +266,7 @@ impl Run<'_> {
     }
 
     /// What is to be done from `at` on, and how far.
-    fn look(&self, at: u64) -> Result<Option<(ByteRange, Task)>, Event> {
+    fn look(&self, at: u64, kept: &mut [Option<Look>; 2]) -> Result<Option<(ByteRange, Task)>, Event> {
         self.control.check().map_err(|error| failed(Side::First, CompareStep::Reading, at, error))?;
         let sizes = [self.images[0].image.size(), self.images[1].image.size()];
         if at >= sizes[0].max(sizes[1]) {
@@ -272,11 +274,11 @@ impl Run<'_> {
         }
         if at >= sizes[0].min(sizes[1]) {
             let longer = if sizes[0] > sizes[1] { Side::First } else { Side::Second };
-            let look = self.look_at(longer, at)?;
+            let look = self.look_at(longer, at, kept)?;
             let task = if look.extent.is_zero() { Task::Nothing } else { Task::Zero(longer) };
             return Ok(Some(portion(look.extent.range, task)));
         }
-        let looks = [self.look_at(Side::First, at)?, self.look_at(Side::Second, at)?];
+        let looks = [self.look_at(Side::First, at, kept)?, self.look_at(Side::Second, at, kept)?];
         if self.strictness == Strictness::Mapping && looks[0].kind(sizes[0]) != looks[1].kind(sizes[1]) {
             return Err(Event::Differs(Difference::Mapping { offset: at }));
         }
@@ -293,9 +295,23 @@ impl Run<'_> {
         Ok(Some((range, if same_place { Task::Nothing } else { task })))
     }
 
-    fn look_at(&self, side: Side, at: u64) -> Result<Look, Event> {
+    /// What the image says from `at` on. A look goes much further than a portion, and is not repeated for each; where mappings
+    /// are compared it is, for the places where differences are told depend on where looks begin.
+    fn look_at(&self, side: Side, at: u64, kept: &mut [Option<Look>; 2]) -> Result<Look, Event> {
         let image = self.image(side);
-        image.look_at(at, image.size() - at).map_err(|error| failed(side, CompareStep::Mapping, at, error))
+        let kept = match side {
+            Side::First => &mut kept[0],
+            Side::Second => &mut kept[1],
+        };
+        let known = kept.and_then(|look| look.from(at));
+        if let (Strictness::Content, Some(look)) = (self.strictness, known) {
+            return Ok(look);
+        }
+        let look = image
+            .look_at(at, image.size() - at)
+            .map_err(|error| failed(side, CompareStep::Mapping, at, error))?;
+        *kept = Some(look);
+        Ok(look)
     }
 
     fn image(&self, side: Side) -> &Image {
