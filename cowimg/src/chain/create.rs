@@ -193,7 +193,7 @@ pub struct CreatePlan {
 enum Content {
     Raw { size: u64 },
     Luks { luks: LuksOptions, size: u64 },
-    Qcow2(Box<FreshParams>),
+    Qcow2(Box<qcow2::Fresh>),
 }
 
 impl CreatePlan {
@@ -205,8 +205,8 @@ impl CreatePlan {
     /// Writes the new image to `storage`, which is empty.
     pub(super) fn write_to(&self, storage: &dyn Storage) -> Result<()> {
         match &self.content {
-            Content::Qcow2(params) => {
-                qcow2::create(storage, params)?;
+            Content::Qcow2(fresh) => {
+                fresh.write_to(storage)?;
                 match &self.encryption {
                     Some(Encryption::Luks(options)) => options.write_header(storage),
                     _ => Ok(()),
@@ -276,7 +276,10 @@ pub fn plan(path: &Path, options: &CreateOptions) -> Result<CreatePlan> {
     let report = CreateReport { size, found_backing_format };
     let content = match options.format {
         Format::Raw => raw_content(size, options)?,
-        Format::Qcow2 => Content::Qcow2(Box::new(qcow2_params(size, options, found_backing_format)?)),
+        Format::Qcow2 => {
+            let params = qcow2_params(size, options, found_backing_format)?;
+            Content::Qcow2(Box::new(qcow2::Fresh::plan(&params)?))
+        }
         Format::Luks => luks_content(size, options)?,
         Format::Qcow => return Err(read_only_format(options.format)),
     };

@@ -81,7 +81,7 @@ use std::sync::{OnceLock, PoisonError};
 pub use amend::AmendOptions;
 pub(crate) use bitmaps::read_bitmap_directory;
 pub use bitmaps::{BitmapInfo, BitmapRanges, NewBitmap, Recording};
-pub(crate) use create::create;
+pub(crate) use create::Fresh;
 pub(crate) use encryption::{luks_place, unlock};
 pub(crate) use guest_data::DataOptions;
 pub(crate) use open::Qcow2Options;
