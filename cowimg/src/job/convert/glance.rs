@@ -14,6 +14,9 @@ const FIRST: usize = 64;
 const MOST: u64 = 64 << 10;
 /// Steps whose starts the host is asked to read beside each other, where they are not in its cache.
 const AHEAD: u64 = 256;
+/// So many starts in a row that the cache did not have at once make it likely that it has none. One says little: a file that is
+/// being shared gives nothing meanwhile.
+const MISSES: u32 = 2;
 /// What the host reads at least, in bytes.
 const PAGE: u64 = 4096;
 
@@ -25,7 +28,8 @@ pub(super) fn zeroes(
     step: u64,
 ) -> Result<Vec<Part>> {
     let mut found: Vec<Part> = Vec::new();
-    let mut glance = Glance { source, range, stored, step, asked_up_to: 0, buf: PageBuffer::default() };
+    let buf = PageBuffer::default();
+    let mut glance = Glance { source, range, stored, step, asked_up_to: 0, missed: 0, buf };
     let mut at = 0;
     while at < range.len() {
         let end = range.len().min(at + step);
@@ -47,13 +51,15 @@ struct Glance<'a> {
     step: u64,
     /// The starts of the steps before this offset are in the host's cache, or on their way.
     asked_up_to: u64,
+    /// Starts in a row that the cache did not have.
+    missed: u32,
     buf: PageBuffer,
 }
 
 impl Glance<'_> {
     /// Whether all is zeroes from `start` to `end`: reads until it is known.
     fn is_zero(&mut self, start: u64, end: u64) -> Result<bool> {
-        if !self.may_be_zero(start, end) {
+        if !self.begins_with_zeroes(start, end)? {
             return Ok(false);
         }
         let (mut at, mut most) = (start, PAGE);
@@ -70,15 +76,16 @@ impl Glance<'_> {
         Ok(true)
     }
 
-    /// `false` if the first bytes, which are in the host's cache, are no zeroes. Else the host is asked for those of the next steps.
-    fn may_be_zero(&mut self, start: u64, end: u64) -> bool {
-        let Some(file) = self.stored.storage.host_file() else { return true };
+    fn begins_with_zeroes(&mut self, start: u64, end: u64) -> Result<bool> {
         let mut first = [0; FIRST];
         let first = &mut first[..FIRST.min((end - start) as usize)];
-        if read_cached(file, first, self.stored.offset + start) {
-            return is_zero(first);
+        let file = self.stored.storage.host_file();
+        if file.is_some_and(|file| read_cached(file, first, self.stored.offset + start)) {
+            self.missed = 0;
+            return Ok(is_zero(first));
         }
-        if start >= self.asked_up_to {
+        self.missed += 1;
+        if let Some(file) = file.filter(|_| self.missed >= MISSES && start >= self.asked_up_to) {
             self.asked_up_to = start.saturating_add(AHEAD * self.step);
             let mut at = start;
             while at < self.asked_up_to.min(self.range.len()) {
@@ -87,6 +94,7 @@ impl Glance<'_> {
                 at += self.step;
             }
         }
-        true
+        self.source.read_at(first, self.range.start() + start)?;
+        Ok(is_zero(first))
     }
 }
