@@ -11,6 +11,7 @@
 
 mod caller;
 mod growth;
+mod held;
 mod images;
 mod rows;
 mod run;
@@ -20,6 +21,7 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use held::Held;
 use images::Images;
 use rows::{ROWS, Row};
 use run::{Failed, Run, Sample};
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.split_first() {
         Some((word, words)) if word == caller::WORD => caller::work(words),
-        Some((word, words)) if word == TOUCH => touch(words),
+        Some((word, _)) if word == held::WORD => held::hold(),
         _ => Wish::of(args.into_iter()).and_then(|wish| compare(&wish)),
     };
     match done {
@@ -86,6 +88,7 @@ fn compare(wish: &Wish) -> Result<(), Failed> {
         return growth::print(&run, wish.pairs.unwrap_or(5));
     }
     let mut images = Images::new(&run);
+    let _held = Held::start()?;
     println!("| work | ratio | target | least-most | CPU | cowimg | qemu-img | peak memory |");
     println!("|---|---|---|---|---|---|---|---|");
     for row in ROWS.iter().filter(|row| wish.takes(row)) {
@@ -116,7 +119,7 @@ fn program() -> Result<PathBuf, Failed> {
     }
 }
 
-/// Ours and theirs in turn, now one first and now the other: who comes second finds the host's free memory used up. The first
+/// Ours and theirs in turn, now one first and now the other. The first
 /// pair fills caches, is verified and does not count.
 fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, Failed> {
     let mut samples = Vec::with_capacity(pairs);
@@ -124,14 +127,8 @@ fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, 
         run.pair.set(pair);
         run.remove_results()?;
         run.prepare(row)?;
-        let ours = || {
-            warm_memory(run, row)?;
-            run.time(row.ours)
-        };
-        let theirs = || {
-            warm_memory(run, row)?;
-            run.time_repeated(row.theirs, row.times)
-        };
+        let ours = || run.time(row.ours);
+        let theirs = || run.time_repeated(row.theirs, row.times);
         let (ours, theirs) = if pair % 2 == 0 {
             let ours = ours()?;
             (ours, theirs()?)
@@ -148,23 +145,6 @@ fn measure(run: &Run, row: &Row, pairs: usize) -> Result<Vec<(Sample, Sample)>, 
         }
     }
     Ok(samples)
-}
-
-/// The first word of a command line that makes this program one that touches memory, of so many bytes as the next one says.
-const TOUCH: &str = "--touch";
-
-/// Touches as much memory as the row's files take, and lets it go: a virtual machine whose host takes back what is free pays
-/// for pages that are new to it, up to 2 s for a GiB, and one program would pay for both. In a process of its own, for what this
-/// one ever had would count as its children's.
-fn warm_memory(run: &Run, row: &Row) -> Result<(), Failed> {
-    if row.new_bytes == 0 { Ok(()) } else { run.quietly(&format!("side_by_side {TOUCH} {}", row.new_bytes)) }
-}
-
-fn touch(words: &[String]) -> Result<(), Failed> {
-    let bytes = words.first().and_then(|word| word.parse().ok());
-    let bytes: usize = bytes.ok_or_else(|| Failed(format!("{TOUCH} wants a number of bytes")))?;
-    drop(std::hint::black_box(vec![1_u8; bytes]));
-    Ok(())
 }
 
 fn line(row: &Row, samples: &[(Sample, Sample)]) -> String {

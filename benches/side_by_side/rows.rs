@@ -17,8 +17,6 @@ pub(crate) struct Row {
     pub(crate) times: usize,
     /// Run after the first pair: must succeed.
     pub(crate) verify: &'static [&'static str],
-    /// Bytes of new files that a run fills the host's cache with, where they are many.
-    pub(crate) new_bytes: usize,
     /// Pairs that are measured, unless the command line says otherwise.
     pub(crate) pairs: usize,
 }
@@ -32,19 +30,15 @@ const ROW: Row = Row {
     theirs: "",
     times: 1,
     verify: &[],
-    new_bytes: 0,
     pairs: 7,
 };
 
 /// Work that is over when the programs have started.
 const QUICK: Row = Row { target: "0.15", pairs: 60, ..ROW };
 /// A conversion, each time into a new file, while nothing else waits to be written to the disk.
-const CONVERT: Row = Row { prepare: &["rm -f out1 out2", "sync"], new_bytes: NEW_BYTES, ..ROW };
+const CONVERT: Row = Row { prepare: &["rm -f out1 out2", "sync"], ..ROW };
 /// The same where files can share space.
-const SHARED: Row =
-    Row { prepare: &["rm -f xfs/out1 xfs/out2", "sync"], new_bytes: NEW_BYTES, pairs: 5, ..ROW };
-/// Most of what a conversion writes: of more than a GiB that is let go at once, such a host takes the rest before it is used.
-const NEW_BYTES: usize = 960 << 20;
+const SHARED: Row = Row { prepare: &["rm -f xfs/out1 xfs/out2", "sync"], pairs: 5, ..ROW };
 /// Requests in one process, timed with opening and closing.
 const REQUESTS: Row = Row { pairs: 5, ..ROW };
 
@@ -81,7 +75,6 @@ pub(crate) const ROWS: &[Row] = &[
         times: 1000,
         verify: &["cmp clones-0/1-0 clones-0/2-0", "cmp clones-0/1-999 clones-0/2-999"],
         pairs: 3,
-        ..ROW
     },
     Row {
         name: "resize",
@@ -296,7 +289,6 @@ pub(crate) const ROWS: &[Row] = &[
             "qemu-img rebase -u -b out-base2 -F qcow2 out2",
             "sync out1 out2 out-base1 out-base2",
         ],
-        new_bytes: 1 << 29,
         ours: "cowimg commit -q -t unsafe out1",
         theirs: "qemu-img commit -q -t unsafe out2",
         verify: &["qemu-img compare -q out1 scattered.qcow2", "qemu-img check -q out-base1"],
