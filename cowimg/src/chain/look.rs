@@ -36,11 +36,12 @@ pub(crate) struct LookKind {
 
 impl Look {
     /// The look from `offset` on, if it takes in that byte.
-    pub(crate) fn from(&self, offset: u64) -> Option<Look> {
+    pub(crate) fn rest_from(&self, offset: u64) -> Option<Look> {
         let range = self.extent.range;
-        let holds = range.start() <= offset && offset < range.end();
-        let rest = || self.extent.clipped_to(ByteRange::between(offset, range.end()));
-        holds.then(|| Look { extent: rest(), ..*self })
+        if offset < range.start() || range.end() <= offset {
+            return None;
+        }
+        Some(Look { extent: self.extent.clipped_to(ByteRange::between(offset, range.end())), ..*self })
     }
 
     /// What the look told, apart from places; `size` is the disk's.

@@ -303,7 +303,7 @@ impl Run<'_> {
             Side::First => &mut kept[0],
             Side::Second => &mut kept[1],
         };
-        let known = kept.and_then(|look| look.from(at));
+        let known = kept.and_then(|look| look.rest_from(at));
         if let (Strictness::Content, Some(look)) = (self.strictness, known) {
             return Ok(look);
         }

@@ -81,7 +81,8 @@ pub(super) struct Pieces<'a> {
     current: Option<Stretch>,
     /// Pieces start and end at multiples of this, as far as the source does.
     unit: u64,
-    target: &'a Image,
+    /// Data ends at multiples of this, where it is read and written here.
+    step: u64,
     options: ConvertOptions,
     ways: Ways<'a>,
     progress: Reported,
@@ -102,6 +103,7 @@ impl<'a> Pieces<'a> {
         unit: u64,
         options: &ConvertOptions,
     ) -> Pieces<'a> {
+        let is_small = unit > 1 || target.cluster_size().is_none();
         Pieces {
             parts,
             part: 0,
@@ -109,15 +111,15 @@ impl<'a> Pieces<'a> {
             at: 0,
             current: None,
             unit,
-            target,
+            step: if is_small { SMALL_PIECE.max(unit) } else { PIECE },
             options: *options,
             ways: Ways::new(parts, target, options),
             progress: Reported::default(),
         }
     }
 
-    /// The next piece. Zeroes come as far as they go, data in steps that end at multiples of [`PIECE`] or what stands in its place. `tell` hears how
-    /// many bytes of work have been taken up, each time that a portion is begun.
+    /// The next piece. Zeroes come as far as they go, data in steps. `tell` hears how many bytes of work have been taken up,
+    /// each time that a portion is begun.
     pub(super) fn next(&mut self, tell: &mut dyn FnMut(u64)) -> Result<Option<Piece<'a>>> {
         let unit = self.unit;
         let Some(first) = self.next_stretch()? else { return Ok(None) };
@@ -128,8 +130,7 @@ impl<'a> Pieces<'a> {
         let is_paced = self.options.rate.is_some();
         let step = match way {
             Way::Host(_) | Way::Shared(_) if !is_paced => HOST_PIECE,
-            _ if unit > 1 || self.target.cluster_size().is_none() => SMALL_PIECE.max(unit),
-            _ => PIECE,
+            _ => self.step,
         };
         let wanted = if alone {
             whole_end
