@@ -140,6 +140,9 @@ fn a_copy_that_looks_for_zeroes_shares_the_rest() {
             (17 * MIB, 60_000),
             (18 * MIB, 65_535),
             (19 * MIB + 1, 65_535),
+            // Within one group of clusters, and over several from the middle of one to that of another.
+            (20 * MIB + 65_536, 131_072),
+            (21 * MIB + 100_000, MIB),
             (DATA - 9000, 9000),
         ] {
             bytes[start as usize..(start + len) as usize].fill(0);
@@ -158,8 +161,10 @@ fn a_copy_that_looks_for_zeroes_shares_the_rest() {
             let taken = copied(&mounted, format, name, Copying::Shared);
             assert!(taken < DATA / 4, "{kind}: {name} took {taken} bytes of its own");
             let image = Image::options().format(format).open(mounted.path(name)).expect("opened");
-            let whole = cowimg::ByteRange::between(3 * MIB, 5 * MIB);
-            assert!(image.extents(whole).all(|extent| extent.expect("told").is_zero()), "{kind}: {name}");
+            for (start, end) in [(3 * MIB, 5 * MIB), (21 * MIB + MIB / 4, 22 * MIB)] {
+                let whole = cowimg::ByteRange::between(start, end);
+                assert!(image.extents(whole).all(|extent| extent.expect("told").is_zero()), "{kind}: {name}");
+            }
         }
     }
 }

@@ -16,8 +16,11 @@ use crate::format::qcow2::{
 use crate::range::ByteRange;
 use crate::storage::StorageExt;
 
-/// The most that one allocating write handles at a time, so that reservations and locks stay small.
-const MAX_ALLOCATION: u64 = 4 << 20;
+/// The most bytes that one allocating write handles at a time, so that reservations and locks stay small.
+pub(super) const MAX_WRITTEN: u64 = 4 << 20;
+/// The same of what the host copies, which most often is to note that two files share space. A plan goes no further than
+/// one slice of an L2 table, so that this is 32 MiB with clusters of 64 KiB.
+pub(super) const MAX_COPIED: u64 = 64 << 20;
 
 /// Where the bytes of a guest range are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,8 +212,8 @@ impl Qcow2 {
         }
     }
 
-    /// What a write does first with `range`.
-    pub(super) fn plan_write(&self, range: ByteRange) -> Result<WritePlan> {
+    /// What a write does first with `range`; it takes new space for at most `most_new` bytes, or one cluster.
+    pub(super) fn plan_write(&self, range: ByteRange, most_new: u64) -> Result<WritePlan> {
         let first = self.geometry.guest_cluster(GuestOffset(range.start()));
         let (key, index) = self.slice_index(first);
         let in_cluster = self.geometry.offset_in_cluster(range.start());
@@ -219,7 +222,7 @@ impl Qcow2 {
         // Where clusters are divided, those that are not filled are written one by one.
         let whole = (in_cluster + range.len()) / self.cluster_size();
         let is_part = self.geometry.has_subclusters() && (in_cluster > 0 || whole == 0);
-        let most_new = (MAX_ALLOCATION / self.cluster_size()).max(1);
+        let most_new = (most_new / self.cluster_size()).max(1);
         let most_new = if self.geometry.has_subclusters() { most_new.min(whole.max(1)) } else { most_new };
         let Some(slice) = self.slice(key)? else {
             let count = wanted.min(most_new);

@@ -7,7 +7,7 @@ use std::io::IoSlice;
 
 use super::allocator::{Content, Reservation, Run};
 use super::metadata::{Freed, Space};
-use super::plan::WritePlan;
+use super::plan::{MAX_WRITTEN, WritePlan};
 use super::{Mode, Qcow2};
 use crate::corruption::Corruption;
 use crate::disk::Disk;
@@ -41,7 +41,7 @@ impl Qcow2 {
     fn write_some(&self, buf: &[u8], offset: u64) -> Result<u64> {
         let _in_flight = self.epochs.enter();
         let range = ByteRange::between(offset, offset + buf.len() as u64);
-        let (first, count) = match self.plan_write(range)? {
+        let (first, count) = match self.plan_write(range, MAX_WRITTEN)? {
             WritePlan::InPlace { host, len } => return self.write_in_place((buf, offset), host, len),
             WritePlan::Revive { first, count, .. } | WritePlan::Allocate { first, count } => (first, count),
             WritePlan::Divide { cluster } => (cluster, 1),
@@ -49,7 +49,7 @@ impl Qcow2 {
         let _ours = self.cluster_locks.lock(first.get(), first.get() + count);
         // Whoever held the clusters before us may have mapped them: look again, at these clusters only.
         let end = self.geometry.guest_offset(GuestCluster(first.get() + count)).get();
-        match self.plan_write(range.intersection(ByteRange::between(0, end)))? {
+        match self.plan_write(range.intersection(ByteRange::between(0, end)), MAX_WRITTEN)? {
             WritePlan::InPlace { host, len } => self.write_in_place((buf, offset), host, len),
             WritePlan::Revive { first, count, host } => {
                 self.refuse_metadata(offset, host, count * self.cluster_size())?;
