@@ -23,7 +23,7 @@ pub fn create_many<P: AsRef<Path>>(
     options: &CreateOptions,
     control: &Control<'_>,
 ) -> Result<CreateReport> {
-    let (staged, report) = stage(paths, options, control)?;
+    let (staged, report) = stage(paths, options, Durability::LeftToTheHost, control)?;
     publish(staged, Durability::LeftToTheHost, control)?;
     Ok(report)
 }
@@ -35,7 +35,7 @@ pub fn create_many_synced<P: AsRef<Path>>(
     options: &CreateOptions,
     control: &Control<'_>,
 ) -> Result<CreateReport> {
-    let (staged, report) = stage(paths, options, control)?;
+    let (staged, report) = stage(paths, options, Durability::Synced, control)?;
     publish(staged, Durability::Synced, control)?;
     Ok(report)
 }
@@ -44,6 +44,7 @@ pub fn create_many_synced<P: AsRef<Path>>(
 fn stage<P: AsRef<Path>>(
     paths: &[P],
     options: &CreateOptions,
+    durability: Durability,
     control: &Control<'_>,
 ) -> Result<(Vec<StagedImage>, CreateReport)> {
     let Some(first) = paths.first().map(AsRef::as_ref) else {
@@ -64,7 +65,12 @@ fn stage<P: AsRef<Path>>(
         }
         control.check()?;
         let open = if staged.len() < open_files { OpenFile::Kept } else { OpenFile::Closed };
-        staged.push(write(path, (options.overwrite, open), &plan)?);
+        let image = write(path, (options.overwrite, open), &plan)?;
+        if durability == Durability::Synced {
+            // The disk works while the next ones are made.
+            image.will_be_synced();
+        }
+        staged.push(image);
         control.report(staged.len() as u64, paths.len() as u64);
     }
     Ok((staged, report))

@@ -128,6 +128,11 @@ impl StagedImage {
         self.file.target()
     }
 
+    /// Lets the host begin with what [`StagedImage::sync`] will wait for.
+    pub(super) fn will_be_synced(&self) {
+        self.file.will_be_synced();
+    }
+
     /// Returns when what is in the image's files survives a power cut.
     pub(super) fn sync(&self) -> Result<()> {
         if let Some(data_file) = &self.data_file {

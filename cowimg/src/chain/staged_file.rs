@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::create::Overwrite;
 use super::file_use::CREATION;
 use super::nameless::{NamelessFile, Namesake, folder_of, rename};
 use crate::error::{Error, Result};
-use crate::storage::{Access, FileOptions, FileStorage, HostAttributes, Storage, UnsyncedStorage};
+use crate::storage::{Access, FileOptions, FileStorage, HostAttributes, Storage, UnsyncedStorage, will_sync};
 
 /// What a file is to the new image; errors say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +215,13 @@ impl StagedFile {
     /// The same without a lock on the file whose name is taken over, which is locked again for that.
     pub(super) fn unlocked(self) -> StagedFile {
         StagedFile { replaced: None, ..self }
+    }
+
+    /// Lets the host begin with what [`StagedFile::sync`] will wait for.
+    pub(super) fn will_be_synced(&self) {
+        if let Place::Beside(file) = &self.place {
+            will_sync(file.file().as_fd());
+        }
     }
 
     /// Returns when what is in the file survives a power cut.

@@ -1,7 +1,7 @@
 //! Which kind of file system a file lies on, as far as that decides how it is written best.
 
-pub(super) use host::is_ext4;
 pub(crate) use host::may_share;
+pub(super) use host::{is_ext4, writes_in_place};
 
 /// Offsets at which files share space lie at multiples of this, in bytes.
 pub(crate) const SHARED_BLOCK: u64 = 4096;
@@ -12,8 +12,9 @@ mod host {
 
     /// The kinds as `statfs` names them. ext2 and ext3 have the number of ext4.
     const EXT4: u32 = 0xEF53;
-    /// XFS, Btrfs and bcachefs.
-    const SHARING: [u32; 3] = [0x5846_5342, 0x9123_683E, 0xca45_1a4e];
+    const XFS: u32 = 0x5846_5342;
+    /// With Btrfs and bcachefs.
+    const SHARING: [u32; 3] = [XFS, 0x9123_683E, 0xca45_1a4e];
 
     fn kind(file: BorrowedFd<'_>) -> Option<u32> {
         #[allow(clippy::cast_sign_loss, reason = "the numbers have 32 bits, whatever the type is here")]
@@ -23,6 +24,11 @@ mod host {
     /// Whether it is ext4, or one of those before it.
     pub(in super::super) fn is_ext4(file: BorrowedFd<'_>) -> bool {
         kind(file) == Some(EXT4)
+    }
+
+    /// Whether it is one that writes a new file into space which the file has, and not into new space with each sync.
+    pub(in super::super) fn writes_in_place(file: BorrowedFd<'_>) -> bool {
+        kind(file).is_some_and(|kind| [EXT4, XFS].contains(&kind))
     }
 
     /// Whether two files may share space: then a copy of one in the other costs the host a note, and no bytes are written.

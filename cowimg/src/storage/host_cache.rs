@@ -1,6 +1,6 @@
-//! What the host's cache has of a file, and what it should have soon.
+//! What the host's cache has of a file, what it should have soon, and what it should write soon.
 
-pub(crate) use host::{read_cached, will_read};
+pub(crate) use host::{read_cached, will_read, will_sync};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod host {
@@ -12,6 +12,7 @@ mod host {
     use rustix::io::{ReadWriteFlags, preadv2};
 
     use crate::range::ByteRange;
+    use crate::storage::file_system::writes_in_place;
 
     /// Fills `buf` from `offset` on if the cache has all of it; `false` where it has not, and where the host cannot tell.
     pub(crate) fn read_cached(file: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> bool {
@@ -23,6 +24,14 @@ mod host {
     /// Says that a range will be read, so that the host begins. It need not.
     pub(crate) fn will_read(file: BorrowedFd<'_>, range: ByteRange) {
         let _begun = fadvise(file, range.start(), NonZeroU64::new(range.len()), Advice::WillNeed);
+    }
+
+    /// Says that the file will be synced, so that the host begins to write what it has of it: it does for a file that it is
+    /// to forget. On Btrfs each file whose writing has begun alone is waited for alone, and the sync takes longer.
+    pub(crate) fn will_sync(file: BorrowedFd<'_>) {
+        if writes_in_place(file) {
+            let _begun = fadvise(file, 0, None, Advice::DontNeed);
+        }
     }
 }
 
@@ -38,4 +47,6 @@ mod host {
     }
 
     pub(crate) fn will_read(_: BorrowedFd<'_>, _: ByteRange) {}
+
+    pub(crate) fn will_sync(_: BorrowedFd<'_>) {}
 }

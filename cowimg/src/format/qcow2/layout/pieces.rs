@@ -126,7 +126,8 @@ impl Iterator for Pieces<'_> {
     fn next(&mut self) -> Option<Piece> {
         let part = self.image.parts.get(self.part)?;
         let start = self.image.geometry().host_offset(HostCluster(part.cluster)).get() + self.done;
-        let mut piece = Piece { offset: HostOffset(start), bytes: Vec::new() };
+        let len = self.image.file_len().saturating_sub(start).min(MAX_PIECE);
+        let mut piece = Piece { offset: HostOffset(start), bytes: Vec::with_capacity(index(len)) };
         while self.extend(&mut piece).is_some() {}
         Some(piece)
     }
