@@ -76,7 +76,7 @@ pub(crate) fn json(layer: &Titled) -> Json {
         fields.push(("backing-filename", backing.name.as_bytes().into()));
     }
     fields.push(("dirty-flag", info.dirty.into()));
-    if let (true, Some(header)) = (layer.with_header, header::fields(info)) {
+    if let Some(header) = layer.with_header.then(|| header::fields(info)).flatten() {
         fields.push(("header", Json::Object(header)));
     }
     Json::Object(fields)
@@ -241,7 +241,7 @@ fn human_layer(layer: &Titled, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "Format specific information:")?;
         human_fields(&specific, 1, out)?;
     }
-    if let (true, Some(header)) = (layer.with_header, header::fields(info)) {
+    if let Some(header) = layer.with_header.then(|| header::fields(info)).flatten() {
         writeln!(out, "Header:")?;
         human_fields(&header, 1, out)?;
     }

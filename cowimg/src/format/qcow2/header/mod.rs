@@ -281,6 +281,9 @@ impl Header {
 
     /// What the unknown incompatible features are called, "bit 40" where a bit has no name; empty when all are known.
     pub fn unknown_incompatible(&self) -> Vec<String> {
-        self.feature_names().names(FeatureKind::Incompatible, self.incompatible.unknown())
+        match self.incompatible.unknown() {
+            0 => Vec::new(),
+            unknown => self.feature_names().names(FeatureKind::Incompatible, unknown),
+        }
     }
 }
