@@ -42,6 +42,15 @@ const SHARED: Row = Row { prepare: &["rm -f xfs/out1 xfs/out2", "sync"], pairs: 
 /// Requests in one process, timed with opening and closing.
 const REQUESTS: Row = Row { pairs: 5, ..ROW };
 
+/// What a chain costs a read, with as many of them that opening it shows no more: cowimg twice.
+const THROUGH_ONE: Row = Row {
+    target: "1.1",
+    needs: &[Needed::Chain],
+    theirs: "cowimg bench -f qcow2 -c 3000000 -d 1 -s 4096 -S 1052672 layer1.qcow2",
+    pairs: 5,
+    ..ROW
+};
+
 /// Copies go to the disk before the time starts: otherwise whoever syncs first pays for writing them out.
 const SYNC: &str = "sync out1 out2";
 
@@ -379,6 +388,16 @@ pub(crate) const ROWS: &[Row] = &[
         theirs: "qemu-img bench -f qcow2 -c 50000 -d 1 -s 4096 -S 1052672 layer200.qcow2",
         pairs: 3,
         ..REQUESTS
+    },
+    Row {
+        name: "3,000,000 reads of 4 KiB through 64 layers, beside cowimg's own through one",
+        ours: "cowimg bench -f qcow2 -c 3000000 -d 1 -s 4096 -S 1052672 layer64.qcow2",
+        ..THROUGH_ONE
+    },
+    Row {
+        name: "3,000,000 reads of 4 KiB through 200 layers, beside cowimg's own through one",
+        ours: "cowimg bench -f qcow2 -c 3000000 -d 1 -s 4096 -S 1052672 layer200.qcow2",
+        ..THROUGH_ONE
     },
     Row {
         name: "open 200 layers",
