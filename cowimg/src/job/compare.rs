@@ -18,8 +18,9 @@ use crate::zero_scan::is_zero;
 
 /// The most that is compared as one portion, in bytes.
 const PORTION: u64 = 2 << 20;
-/// Bytes that are read at a time: both buffers stay in a core's cache.
-const STEP: u64 = 256 << 10;
+/// Bytes that are read at a time. The host's copies of a MiB take a tenth less time than those of a quarter of it; larger ones
+/// take more again.
+const STEP: u64 = 1 << 20;
 /// Differences are told to the sector.
 const SECTOR: usize = 512;
 
