@@ -122,6 +122,10 @@ impl StagedFile {
             replaced,
         };
         let in_place = |target| staged(path, Place::Target(target), None);
+        let beside = |target: &Path, replaced| {
+            let file = NamelessFile::beside(target).map_err(|error| Error::io(creation, error))?;
+            Ok(staged(target, Place::Beside(file), replaced))
+        };
         let target = match std::fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && overwrite == Overwrite::InPlace => {
                 return make_target(path, role).map(in_place);
@@ -131,7 +135,7 @@ impl StagedFile {
                 if path.is_symlink() && overwrite == Overwrite::Refuse {
                     return Err(role.name_is_taken());
                 }
-                path.to_path_buf()
+                return beside(path, None);
             }
             Err(error) => return Err(Error::io("look at the target", error)),
             Ok(_) if overwrite == Overwrite::Refuse => return Err(role.name_is_taken()),
@@ -148,9 +152,7 @@ impl StagedFile {
             // A link keeps its place; what it leads to is replaced.
             Ok(_) => path.canonicalize().map_err(|error| Error::io("resolve the target", error))?,
         };
-        let replaced = lock_replaced(&target)?;
-        let file = NamelessFile::beside(&target).map_err(|error| Error::io(creation, error))?;
-        Ok(staged(&target, Place::Beside(file), replaced))
+        beside(&target, lock_replaced(&target)?)
     }
 
     /// The name that the file will have, by which errors call it already.

@@ -199,8 +199,8 @@ impl FileStorage {
     }
 
     fn opened(file: File, options: &FileOptions) -> io::Result<FileStorage> {
-        let storage = FileStorage::from_file(file, options.access)?;
-        let flags = rustix::fs::fcntl_getfl(&storage.file)?;
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        let storage = FileStorage::from_file_open_with(file, flags, options.access)?;
         rustix::fs::fcntl_setfl(&storage.file, flags - OFlags::NONBLOCK)?;
         if options.creation == Creation::Truncate && storage.node == Node::File {
             storage.file.set_len(0)?;
@@ -211,8 +211,13 @@ impl FileStorage {
     /// Takes a file that is open already. It must be open for what `access` says, and not for appending, where the
     /// host would write at the end whatever the offset.
     pub fn from_file(file: File, access: Access) -> io::Result<FileStorage> {
-        let node = Node::of(file.metadata()?.file_type())?;
         let flags = rustix::fs::fcntl_getfl(&file)?;
+        FileStorage::from_file_open_with(file, flags, access)
+    }
+
+    fn from_file_open_with(file: File, flags: OFlags, access: Access) -> io::Result<FileStorage> {
+        let file_type = file.metadata()?.file_type();
+        let node = Node::of(file_type)?;
         let mode = flags & OFlags::RWMODE;
         let refused = match access {
             Access::ReadOnly => mode == OFlags::WRONLY,
@@ -234,7 +239,7 @@ impl FileStorage {
             pending_sync: PendingSync::default(),
             locked: Mutex::new(FileUse::NONE),
         };
-        if storage.file.metadata()?.file_type().is_char_device() && !matches!(storage.len(), Ok(1..)) {
+        if file_type.is_char_device() && !matches!(storage.len(), Ok(1..)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is a character device without a size"));
         }
         Ok(storage)
