@@ -21,3 +21,13 @@ fn what_was_written_before_an_entry_is_seen_with_it() {
 fn a_slice_that_is_held_is_the_only_copy() {
     tell("the table cache", under_loom::a_slice_that_is_held_is_the_only_copy());
 }
+
+#[test]
+fn what_a_look_holds_is_the_only_copy() {
+    tell("looks", under_loom::what_a_look_holds_is_the_only_copy());
+}
+
+#[test]
+fn what_was_dropped_is_not_looked_at() {
+    tell("looks and drops", under_loom::what_was_dropped_is_not_looked_at());
+}

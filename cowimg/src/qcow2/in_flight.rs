@@ -10,6 +10,7 @@
 
 use std::sync::PoisonError;
 
+use super::striped::Striped;
 use super::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use super::sync::{Condvar, Mutex};
 
@@ -17,7 +18,9 @@ use super::sync::{Condvar, Mutex};
 #[derive(Debug, Default)]
 pub(super) struct Epochs {
     current: AtomicU64,
-    active: [AtomicUsize; 2],
+    /// How many operations run in each slot, of each stripe of threads. What is to be seen of all is seen stripe by stripe: an
+    /// operation stays in its own.
+    active: Striped<[AtomicUsize; 2]>,
     closed: AtomicBool,
     /// Held to wait on `changed`, for operations to end or for the epochs to open.
     door: Mutex<()>,
@@ -29,12 +32,13 @@ pub(super) struct Epochs {
 #[must_use]
 pub(super) struct EpochGuard<'a> {
     epochs: &'a Epochs,
+    stripe: usize,
     slot: usize,
 }
 
 impl Drop for EpochGuard<'_> {
     fn drop(&mut self) {
-        self.epochs.leave(self.slot);
+        self.epochs.leave(self.stripe, self.slot);
     }
 }
 
@@ -56,18 +60,19 @@ impl Drop for ClosedEpochs<'_> {
 impl Epochs {
     /// Starts an operation.
     pub(super) fn enter(&self) -> EpochGuard<'_> {
+        let (stripe, active) = self.active.own();
         loop {
             let epoch = self.current.load(SeqCst);
             let slot = (epoch & 1) as usize;
-            self.active[slot].fetch_add(1, SeqCst);
+            active[slot].fetch_add(1, SeqCst);
             // The epoch may have moved on between the two lines above; then this slot may have been found empty by
             // `try_advance`, and being counted there would protect nothing. Nor may it be entered when it is closed:
             // counted first and looked at second, so that either side sees the other.
             let is_closed = self.closed.load(SeqCst);
             if self.current.load(SeqCst) == epoch && !is_closed {
-                return EpochGuard { epochs: self, slot };
+                return EpochGuard { epochs: self, stripe, slot };
             }
-            self.leave(slot);
+            self.leave(stripe, slot);
             if is_closed {
                 self.wait_while(|| self.closed.load(SeqCst));
             }
@@ -78,12 +83,12 @@ impl Epochs {
     /// lock that an operation waits for, and is the only one who closes.
     pub(super) fn close(&self) -> ClosedEpochs<'_> {
         self.closed.store(true, SeqCst);
-        self.wait_while(|| self.active.iter().any(|slot| slot.load(SeqCst) > 0));
+        self.wait_while(|| self.active.all().flatten().any(|slot| slot.load(SeqCst) > 0));
         ClosedEpochs { epochs: self }
     }
 
-    fn leave(&self, slot: usize) {
-        self.active[slot].fetch_sub(1, SeqCst);
+    fn leave(&self, stripe: usize, slot: usize) {
+        self.active.of(stripe)[slot].fetch_sub(1, SeqCst);
         if self.closed.load(SeqCst) {
             let _door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
             self.changed.notify_all();
@@ -106,7 +111,8 @@ impl Epochs {
     /// lock, so that two never advance at once.
     pub(super) fn try_advance(&self) {
         let epoch = self.current.load(SeqCst);
-        if self.active[((epoch + 1) & 1) as usize].load(SeqCst) == 0 {
+        let before = ((epoch + 1) & 1) as usize;
+        if self.active.all().all(|slots| slots[before].load(SeqCst) == 0) {
             self.current.store(epoch + 1, SeqCst);
         }
     }

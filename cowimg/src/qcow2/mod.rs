@@ -70,6 +70,7 @@ mod resize;
 mod shrink;
 mod snapshot_table;
 mod snapshots;
+mod striped;
 mod sync;
 mod table_cache;
 mod write;

@@ -137,15 +137,19 @@ impl Qcow2 {
     pub(super) fn next_segment(&self, range: ByteRange) -> Result<Segment> {
         let cluster = self.geometry.guest_cluster(GuestOffset(range.start()));
         let (key, index) = self.slice_index(cluster);
+        let load = || self.load_slice(key);
+        if let Some(segment) = self.slices.look(key, load, |slice| self.segment_in(slice, index, range))? {
+            return segment;
+        }
+        let l1_index = self.geometry.l1_index(cluster);
+        let end = l1_index.saturating_add(1).saturating_mul(self.geometry.l2_coverage());
+        Ok(Segment { range: range.intersection(ByteRange::between(0, end)), source: Source::Below(None) })
+    }
+
+    /// The same, in the slice that has the first entry at `index`.
+    fn segment_in(&self, slice: &Slice, index: usize, range: ByteRange) -> Result<Segment> {
+        let cluster = self.geometry.guest_cluster(GuestOffset(range.start()));
         let in_cluster = self.geometry.offset_in_cluster(range.start());
-        let Some(slice) = self.slice(key)? else {
-            let l1_index = self.geometry.l1_index(cluster);
-            let end = l1_index.saturating_add(1).saturating_mul(self.geometry.l2_coverage());
-            return Ok(Segment {
-                range: range.intersection(ByteRange::between(0, end)),
-                source: Source::Below(None),
-            });
-        };
         let entry = self.decode(slice.get(index), cluster)?;
         let source = self.source_at(&entry, in_cluster, cluster)?;
         if let L2Entry::Divided(divided) = &entry {

@@ -13,6 +13,26 @@ pub(super) use primitives::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
 pub(super) use std::hint::spin_loop;
 pub(super) use std::sync::Arc;
 
+/// Stripes of threads. In models as few as there can be: each is one more step to be put in every order.
+pub(super) const STRIPES: usize = if cfg!(cowimg_shuttle) { 2 } else { 8 };
+
+/// A number of the calling thread; consecutive threads have consecutive ones.
+#[cfg(not(cowimg_shuttle))]
+pub(super) fn own_stripe() -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    OWN.with(|own| *own)
+}
+
+/// The same of the model's threads, which are one to the host.
+#[cfg(cowimg_shuttle)]
+pub(super) fn own_stripe() -> usize {
+    usize::from(shuttle::thread::current().id())
+}
+
 pub(super) mod atomic {
     //! Atomics and their fences.
 

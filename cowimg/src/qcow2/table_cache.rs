@@ -8,6 +8,8 @@
 //! * There is at most one copy of a slice in memory. A slice that anybody holds is never evicted; a slice that is
 //!   dirty, or being written, is held by the metadata or by the commit.
 //! * Loading happens under the shard's lock, so that no older content can come in over a newer one.
+//! * What a thread looked at last it finds again without touching what other threads touch ([`Recent`]): that holds the
+//!   slice, as anybody else would, until the shard wants it back. Locks are taken in the order shard, recent.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
@@ -15,6 +17,7 @@ use std::sync::PoisonError;
 
 use foldhash::HashMap;
 
+use super::striped::Striped;
 use super::sync::atomic::{AtomicU64, Ordering, fence};
 use super::sync::{Arc, Mutex, spin_loop};
 use crate::error::Result;
@@ -92,11 +95,48 @@ struct Shard {
     order: VecDeque<u64>,
 }
 
+/// Slices that the threads of one stripe have looked at of late, each in the place that its key has.
+#[derive(Debug, Default)]
+struct Recent {
+    /// None at all before the first look.
+    places: Vec<Option<(u64, Arc<Slice>)>>,
+}
+
+/// Slices that a stripe holds: 2 GiB of a disk with clusters of 64 KiB.
+const RECENT: usize = 64;
+
+impl Recent {
+    fn get(&self, key: u64) -> Option<&Slice> {
+        let (of, slice) = self.places.get(Recent::place(key))?.as_ref()?;
+        (*of == key).then_some(slice)
+    }
+
+    fn put(&mut self, key: u64, slice: Arc<Slice>) {
+        self.places.resize(RECENT, None);
+        self.places[Recent::place(key)] = Some((key, slice));
+    }
+
+    fn forget(&mut self, key: u64) {
+        if let Some(place) = self.places.get_mut(Recent::place(key))
+            && place.as_ref().is_some_and(|(of, _)| *of == key)
+        {
+            *place = None;
+        }
+    }
+
+    fn place(key: u64) -> usize {
+        key as usize % RECENT
+    }
+}
+
 /// The slices that are in memory.
 #[derive(Debug)]
 pub(super) struct TableCache {
     shards: Vec<Mutex<Shard>>,
     slices_per_shard: usize,
+    recent: Striped<Mutex<Recent>>,
+    /// How often all was dropped.
+    generation: AtomicU64,
 }
 
 impl TableCache {
@@ -106,6 +146,8 @@ impl TableCache {
         TableCache {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
             slices_per_shard: usize::try_from(slices).unwrap_or(usize::MAX),
+            recent: Striped::default(),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -114,6 +156,34 @@ impl TableCache {
         for shard in &self.shards {
             *shard.lock().unwrap_or_else(PoisonError::into_inner) = Shard::default();
         }
+        // In this order: who has got a slice from a shard before, and comes to hold it after, sees that it is none any more.
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        for recent in self.recent.all() {
+            *recent.lock().unwrap_or_else(PoisonError::into_inner) = Recent::default();
+        }
+    }
+
+    /// What `look` sees in the slice of `key`, which comes from memory or from `load`; `None` when there is no table to load it
+    /// from. It is a look and no more: `look` asks for no other slice.
+    pub(super) fn look<T>(
+        &self,
+        key: u64,
+        load: impl FnOnce() -> Result<Option<Slice>>,
+        look: impl FnOnce(&Slice) -> T,
+    ) -> Result<Option<T>> {
+        let (_, own) = self.recent.own();
+        let recent = || own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slice) = recent().get(key) {
+            return Ok(Some(look(slice)));
+        }
+        let generation = self.generation.load(Ordering::Acquire);
+        let Some(slice) = self.get_or_load(key, load)? else { return Ok(None) };
+        let seen = look(&slice);
+        let mut recent = recent();
+        if self.generation.load(Ordering::Acquire) == generation {
+            recent.put(key, slice);
+        }
+        Ok(Some(seen))
     }
 
     /// Slices that fit.
@@ -139,7 +209,7 @@ impl TableCache {
                 let slice = Arc::new(slice);
                 vacant.insert(Slot { slice: Arc::clone(&slice), used: false });
                 shard.order.push_back(key);
-                shard.evict(self.slices_per_shard);
+                shard.evict(self.slices_per_shard, &self.recent);
                 Ok(Some(slice))
             }
         }
@@ -147,14 +217,20 @@ impl TableCache {
 }
 
 impl Shard {
-    /// Drops slices that nobody holds and nobody has used of late until `limit` are left, or none can go.
-    fn evict(&mut self, limit: usize) {
+    /// Drops slices that nobody holds and nobody has used of late until `limit` are left, or none can go. Those that threads
+    /// hold because they looked at them are wanted back, and can go next time.
+    fn evict(&mut self, limit: usize, recent: &Striped<Mutex<Recent>>) {
         let mut looks = self.order.len() * 2;
         while self.slots.len() > limit && looks > 0 {
             looks -= 1;
             let Some(key) = self.order.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(&key) else { continue };
-            if slot.used || Arc::strong_count(&slot.slice) > 1 {
+            let is_held = Arc::strong_count(&slot.slice) > 1;
+            if is_held {
+                let stripes = recent.all();
+                stripes.for_each(|one| one.lock().unwrap_or_else(PoisonError::into_inner).forget(key));
+            }
+            if slot.used || is_held {
                 slot.used = false;
                 self.order.push_back(key);
             } else {
@@ -195,6 +271,31 @@ mod tests {
         }
         let again = cache.get_or_load(0, || Ok(Some(slice_of(7)))).unwrap().unwrap();
         assert_eq!(again.get(1), 99.into());
+    }
+
+    #[test]
+    fn looks_hold_no_more_than_the_cache_may() {
+        let cache = TableCache::new(64 * 32, 32);
+        for key in 0..if cfg!(miri) { 300 } else { 10_000 } {
+            for _ in 0..2 {
+                assert_eq!(
+                    cache.look(key, || Ok(Some(slice_of(key))), |slice| slice.get(1)).unwrap(),
+                    Some(key.into())
+                );
+            }
+        }
+        assert!(resident(&cache) <= cache.capacity());
+    }
+
+    #[test]
+    fn a_look_sees_what_was_set_and_nothing_that_was_dropped() {
+        let cache = TableCache::new(1 << 20, 32);
+        let look = |value| cache.look(3, || Ok(Some(slice_of(value))), |slice| slice.get(0)).unwrap();
+        assert_eq!(look(1), Some(1.into()));
+        cache.get_or_load(3, || Ok(None)).unwrap().unwrap().set(0, 2.into());
+        assert_eq!(look(1), Some(2.into()));
+        cache.clear();
+        assert_eq!(look(4), Some(4.into()));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The table cache in every order of steps, and with every value that memory may show.
 
+#[path = "../../../src/qcow2/striped.rs"]
+mod striped;
 mod sync;
 #[path = "../../../src/qcow2/table_cache.rs"]
 mod table_cache;
@@ -90,5 +92,48 @@ pub fn a_slice_that_is_held_is_the_only_copy() -> u64 {
         assert!([0, 9].contains(&seen));
         let again = cache.get_or_load(0, slice).expect("it loads").expect("there is a table");
         assert_eq!(again.get(0).descriptor, 9, "a change is lost in a copy");
+    })
+}
+
+/// A change is seen by every look from then on, whatever looks hold and whatever is evicted meanwhile.
+pub fn what_a_look_holds_is_the_only_copy() -> u64 {
+    /// Keys of one shard; two fit.
+    const KEYS: [u64; 3] = [16, 32, 48];
+    let slice = || Ok(Some(Slice::new([0].into_iter(), 1)));
+    every_order(2, move || {
+        let cache = Arc::new(TableCache::new(0, 8));
+        let other = Arc::clone(&cache);
+        let changing = thread::spawn(move || {
+            for key in KEYS {
+                other.look(key, slice, |_| ()).expect("it loads").expect("there is a table");
+            }
+            let held = other.get_or_load(0, slice).expect("it loads").expect("there is a table");
+            held.set(0, RawL2Entry { descriptor: 9, subclusters: 0 });
+            held
+        });
+        let look = || cache.look(0, slice, |slice| slice.get(0).descriptor).expect("it loads");
+        let (first, second) = (look(), look());
+        let held = changing.join().expect("the other ends");
+        assert!([(0, 0), (0, 9), (9, 9)].map(|(a, b)| (Some(a), Some(b))).contains(&(first, second)));
+        assert_eq!(look(), Some(9), "a change is lost in a copy");
+        drop(held);
+    })
+}
+
+/// What was dropped is never looked at again, even if a look was on its way.
+pub fn what_was_dropped_is_not_looked_at() -> u64 {
+    every_order(3, move || {
+        let cache = Arc::new(TableCache::new(0, 8));
+        let file = Arc::new(AtomicU64::new(0));
+        let (other, changed) = (Arc::clone(&cache), Arc::clone(&file));
+        let dropping = thread::spawn(move || {
+            changed.store(1, Ordering::Release);
+            other.clear();
+        });
+        let load = || Ok(Some(Slice::new([file.load(Ordering::Acquire)].into_iter(), 1)));
+        let look = || cache.look(0, load, |slice| slice.get(0).descriptor).expect("it loads");
+        look();
+        dropping.join().expect("the other ends");
+        assert_eq!(look(), Some(1), "what was in the file before");
     })
 }

@@ -2,6 +2,8 @@
 
 #[path = "../../../src/qcow2/in_flight.rs"]
 mod in_flight;
+#[path = "../../../src/qcow2/striped.rs"]
+mod striped;
 mod sync;
 
 use std::sync::Arc;
