@@ -165,6 +165,16 @@ fn a_copy_that_looks_for_zeroes_shares_the_rest() {
                 let whole = cowimg::ByteRange::between(start, end);
                 assert!(image.extents(whole).all(|extent| extent.expect("told").is_zero()), "{kind}: {name}");
             }
+            let asked = format!("asked-{name}");
+            let how = ConvertOptions {
+                copying: Copying::Shared,
+                sparse_size: 64 << 10,
+                ..ConvertOptions::default()
+            };
+            copied_with(&mounted, format, &asked, &how);
+            let image = Image::options().format(format).open(mounted.path(&asked)).expect("opened");
+            let short = cowimg::ByteRange::between(20 * MIB + 65_536, 20 * MIB + 196_608);
+            assert!(image.extents(short).all(|extent| extent.expect("told").is_zero()), "{kind}: {asked}");
         }
     }
 }

@@ -76,7 +76,9 @@ pub(crate) fn json(layer: &Titled) -> Json {
         fields.push(("backing-filename", backing.name.as_bytes().into()));
     }
     fields.push(("dirty-flag", info.dirty.into()));
-    if let Some(header) = layer.with_header.then(|| header::fields(info)).flatten() {
+    if layer.with_header
+        && let Some(header) = header::fields(info)
+    {
         fields.push(("header", Json::Object(header)));
     }
     Json::Object(fields)
@@ -241,7 +243,9 @@ fn human_layer(layer: &Titled, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "Format specific information:")?;
         human_fields(&specific, 1, out)?;
     }
-    if let Some(header) = layer.with_header.then(|| header::fields(info)).flatten() {
+    if layer.with_header
+        && let Some(header) = header::fields(info)
+    {
         writeln!(out, "Header:")?;
         human_fields(&header, 1, out)?;
     }

@@ -3,7 +3,7 @@
 
 use super::Qcow2;
 use super::allocator::{Content, Run};
-use super::plan::{MAX_COPIED, WritePlan};
+use super::plan::{MAX_COPIED, MAX_WRITTEN, WritePlan};
 use crate::error::{Error, Result};
 use crate::format::qcow2::{GuestCluster, HostOffset};
 use crate::range::ByteRange;
@@ -51,7 +51,9 @@ impl Qcow2 {
     /// Copies the first of these whole clusters, and gives the length of that; 0 where a cluster is in parts.
     fn copy_whole(&self, stored: Stored<'_>, whole: ByteRange) -> Result<u64> {
         let _in_flight = self.epochs.enter();
-        let (first, count) = match self.plan_write(whole, MAX_COPIED)? {
+        // What is encrypted on the way is held in memory.
+        let most_new = if self.data.is_encrypted() { MAX_WRITTEN } else { MAX_COPIED };
+        let (first, count) = match self.plan_write(whole, most_new)? {
             WritePlan::InPlace { host, len } => return self.copy_in_place(stored, whole.start(), host, len),
             WritePlan::Revive { first, count, .. } | WritePlan::Allocate { first, count } => (first, count),
             WritePlan::Divide { .. } => return Ok(0),
@@ -59,7 +61,7 @@ impl Qcow2 {
         let _ours = self.cluster_locks.lock(first.get(), first.get() + count);
         let end = self.geometry.guest_offset(GuestCluster(first.get() + count)).get();
         // Whoever held the clusters before us may have mapped them: look again, at these clusters only.
-        match self.plan_write(whole.intersection(ByteRange::between(0, end)), MAX_COPIED)? {
+        match self.plan_write(whole.intersection(ByteRange::between(0, end)), most_new)? {
             WritePlan::InPlace { host, len } => self.copy_in_place(stored, whole.start(), host, len),
             WritePlan::Revive { first, count, host } => {
                 let len = count * self.cluster_size();

@@ -32,13 +32,13 @@ pub(super) struct Epochs {
 #[must_use]
 pub(super) struct EpochGuard<'a> {
     epochs: &'a Epochs,
-    stripe: usize,
-    slot: usize,
+    /// Where it is counted.
+    counter: &'a AtomicUsize,
 }
 
 impl Drop for EpochGuard<'_> {
     fn drop(&mut self) {
-        self.epochs.leave(self.stripe, self.slot);
+        self.epochs.leave(self.counter);
     }
 }
 
@@ -60,19 +60,19 @@ impl Drop for ClosedEpochs<'_> {
 impl Epochs {
     /// Starts an operation.
     pub(super) fn enter(&self) -> EpochGuard<'_> {
-        let (stripe, active) = self.active.own();
+        let slots = self.active.own();
         loop {
             let epoch = self.current.load(SeqCst);
-            let slot = (epoch & 1) as usize;
-            active[slot].fetch_add(1, SeqCst);
+            let counter = &slots[(epoch & 1) as usize];
+            counter.fetch_add(1, SeqCst);
             // The epoch may have moved on between the two lines above; then this slot may have been found empty by
             // `try_advance`, and being counted there would protect nothing. Nor may it be entered when it is closed:
             // counted first and looked at second, so that either side sees the other.
             let is_closed = self.closed.load(SeqCst);
             if self.current.load(SeqCst) == epoch && !is_closed {
-                return EpochGuard { epochs: self, stripe, slot };
+                return EpochGuard { epochs: self, counter };
             }
-            self.leave(stripe, slot);
+            self.leave(counter);
             if is_closed {
                 self.wait_while(|| self.closed.load(SeqCst));
             }
@@ -87,8 +87,8 @@ impl Epochs {
         ClosedEpochs { epochs: self }
     }
 
-    fn leave(&self, stripe: usize, slot: usize) {
-        self.active.of(stripe)[slot].fetch_sub(1, SeqCst);
+    fn leave(&self, counter: &AtomicUsize) {
+        counter.fetch_sub(1, SeqCst);
         if self.closed.load(SeqCst) {
             let _door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
             self.changed.notify_all();

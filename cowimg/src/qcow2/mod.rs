@@ -9,7 +9,7 @@
 //! | `plan` | guest range to segments: the only place that looks mappings up |
 //! | `read`, `write`, `copied`, `zero`, `compressed`, `divided` | the I/O of a plan |
 //! | `guest_data`, `encryption` | the file that guest data is in, and what it is encrypted with |
-//! | `l1_table`, `table_cache` | mappings in memory |
+//! | `l1_table`, `table_cache`, `striped` | mappings in memory |
 //! | `metadata`, `refcounts`, `allocator` | what the metadata lock protects |
 //! | `metadata_map` | keeps guest data off the tables |
 //! | `write_order` | the commit: rules W1-W5 and W9 |
@@ -33,7 +33,8 @@
 //! 4. the lock of the bitmaps, held for changes in memory and while stored bits are read;
 //! 5. the metadata lock, held for changes in memory and for loading refcount blocks;
 //! 6. the header lock, and the L1 lock;
-//! 7. a shard of the table cache, held while a slice is loaded.
+//! 7. a shard of the table cache, held while a slice is loaded;
+//! 8. a stripe's list of recent slices, held while one is looked at.
 //!
 //! An operation enters its epoch before it looks at any mapping and leaves it when its I/O is done. It waits for no
 //! commit inside. Whoever closes the epochs holds the commit lock and not the metadata lock.

@@ -171,8 +171,7 @@ impl TableCache {
         load: impl FnOnce() -> Result<Option<Slice>>,
         look: impl FnOnce(&Slice) -> T,
     ) -> Result<Option<T>> {
-        let (_, own) = self.recent.own();
-        let recent = || own.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = || self.recent.own().lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slice) = recent().get(key) {
             return Ok(Some(look(slice)));
         }
@@ -227,8 +226,9 @@ impl Shard {
             let Some(slot) = self.slots.get_mut(&key) else { continue };
             let is_held = Arc::strong_count(&slot.slice) > 1;
             if is_held {
-                let stripes = recent.all();
-                stripes.for_each(|one| one.lock().unwrap_or_else(PoisonError::into_inner).forget(key));
+                for one in recent.all() {
+                    one.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
+                }
             }
             if slot.used || is_held {
                 slot.used = false;

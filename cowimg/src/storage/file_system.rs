@@ -1,7 +1,9 @@
 //! Which kind of file system a file lies on, as far as that decides how it is written best.
 
+pub(super) use host::is_ext4;
 pub(crate) use host::may_share;
-pub(super) use host::{is_ext4, writes_in_place};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) use host::writes_in_place;
 
 /// Offsets at which files share space lie at multiples of this, in bytes.
 pub(crate) const SHARED_BLOCK: u64 = 4096;

@@ -108,7 +108,7 @@ pub(crate) struct Args {
     #[arg(long)]
     target_is_zero: bool,
 
-    /// Zeroes this long become holes (4k); 0 writes every byte
+    /// Zeroes this long become holes (4k, and longer ones in what is shared with the source); 0 writes every byte
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = parse_sparse_size)]
     sparse_size: Option<u64>,
 

@@ -1,6 +1,6 @@
 //! Finding the zeroes of what is shared, of which most need not be read: the start of nearly every cluster tells that it
-//! holds something else. And not every cluster need be looked at: one of zeroes that is shared takes no space either, so that
-//! only long runs of them are worth finding.
+//! holds something else. And not every cluster need be looked at: one of zeroes that is shared takes no more space while the
+//! source is there, so that only long runs of them are worth finding.
 
 use super::source::Source;
 use super::way::Stored;
@@ -11,8 +11,6 @@ use crate::zero_scan::{Part, is_zero};
 
 /// Bytes that are read first: those that a processor fetches at once.
 const FIRST: usize = 64;
-/// Steps are looked at in groups of so many bytes, and one by one where a group begins with zeroes.
-const GROUP: u64 = 256 << 10;
 /// Bytes that are read at a time, in the end, of what begins with zeroes.
 const MOST: u64 = 64 << 10;
 /// Groups whose starts the host is asked to read beside each other, where they are not in its cache.
@@ -24,14 +22,13 @@ const MISSES: u32 = 2;
 const PAGE: u64 = 4096;
 
 /// Which steps of `range`, each of `step` bytes, are zeroes all through: all of those in groups that begin with zeroes, so that
-/// the first ones of a run may be taken for data. The range is `stored` in one piece.
+/// the first ones of a run may be taken for data. A group is whole steps. The range is `stored` in one piece.
 pub(super) fn zeroes(
     source: &Source<'_>,
     range: ByteRange,
     stored: Stored<'_>,
-    step: u64,
+    (step, group): (u64, u64),
 ) -> Result<Vec<Part>> {
-    let group = (GROUP / step).max(1) * step;
     let buf = PageBuffer::default();
     let mut glance = Glance { source, range, stored, group, asked_up_to: 0, missed: 0, buf };
     let mut found: Vec<Part> = Vec::new();

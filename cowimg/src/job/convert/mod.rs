@@ -64,8 +64,9 @@ pub enum Copying {
     #[default]
     Here,
     /// The same, but both files share what they can where they lie on one file system that does it (XFS, Btrfs), as with
-    /// `cp`: whole clusters of the target, or 64 KiB at a time where it has none, but for those that are zeroes all through. Of the
-    /// others only the first bytes are read. Only for a target that reads as [`TargetContent::Zeroes`]; no part is shared where zeroes are not looked for,
+    /// `cp`: whole clusters of the target, or 64 KiB at a time where it has none, but for long runs of zeroes: of each 256 KiB the
+    /// first bytes are read, and more where those are zeroes. With a `sparse_size` other than the default each cluster is so
+    /// looked at. Only for a target that reads as [`TargetContent::Zeroes`]; no part is shared where zeroes are not looked for,
     /// or where [`ReadErrors::Zero`] is to have zeroes in place of what cannot be read.
     Shared,
     /// The host, where it can: it may let both files share the space. Data is not looked at.

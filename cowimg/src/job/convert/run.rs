@@ -22,6 +22,8 @@ use crate::zero_scan::{Part, parts};
 /// Zeroes that are written as data are written in steps of this many bytes.
 const ZEROES: u64 = 1 << 20;
 
+/// What is shared is looked at in groups of so many bytes, and step by step where a group begins with zeroes.
+const GROUP: u64 = 256 << 10;
 /// What is shared with a target that has no clusters is looked at in steps of this many bytes.
 const SHARED_STEP: u64 = 64 << 10;
 
@@ -176,10 +178,12 @@ impl<'a> Run<'a> {
         }))
     }
 
-    /// Finds the zeroes of what is shared. Whole clusters are, and the parts of one that are zeroes with them, so that the start of
-    /// nearly every one tells enough.
+    /// Finds the zeroes of what is shared. Whole clusters are, and the parts of one that are zeroes with them.
     fn look_at(&self, range: ByteRange, stored: Stored<'a>, buf: &mut PageBuffer) -> Result<Content<'a>> {
         let step = self.options.sparse_size.max(self.target.cluster_size().unwrap_or(SHARED_STEP));
+        // Who has asked for a size has every step looked at.
+        let is_asked_for = self.options.sparse_size != ConvertOptions::default().sparse_size;
+        let group = if is_asked_for { step } else { (GROUP / step).max(1) * step };
         let whole = range.start().next_multiple_of(step).min(range.end());
         buf.resize((whole - range.start()) as usize);
         self.source.read_at(buf, range.start())?;
@@ -188,7 +192,7 @@ impl<'a> Run<'a> {
         Ok(Content::Shared {
             head: parts(buf, self.options.sparse_size as usize).collect(),
             head_len,
-            whole: zeroes(&self.source, ByteRange::between(whole, range.end()), whole_stored, step)?,
+            whole: zeroes(&self.source, ByteRange::between(whole, range.end()), whole_stored, (step, group))?,
             whole_stored,
         })
     }
