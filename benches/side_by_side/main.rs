@@ -86,11 +86,11 @@ fn compare(wish: &Wish) -> Result<(), Failed> {
         .map_err(|error| Failed(format!("{}: {error}", wish.folder.display())))?;
     let itself = std::env::current_exe().map_err(|error| Failed(error.to_string()))?;
     let run = Run { cowimg, itself, folder: folder.path().to_owned(), pair: Cell::new(0) };
+    let _held = Held::start()?;
     if wish.growth {
         return growth::print(&run, wish.pairs.unwrap_or(5));
     }
     let mut images = Images::new(&run);
-    let _held = Held::start()?;
     println!("| work | ratio | target | least-most | CPU | cowimg | qemu-img | peak memory |");
     println!("|---|---|---|---|---|---|---|---|");
     for row in ROWS.iter().filter(|row| wish.takes(row)) {

@@ -130,6 +130,9 @@ impl StagedImage {
 
     /// Lets the host begin with what [`StagedImage::sync`] will wait for.
     pub(super) fn will_be_synced(&self) {
+        if let Some(data_file) = &self.data_file {
+            data_file.will_be_synced();
+        }
         self.file.will_be_synced();
     }
 

@@ -71,11 +71,16 @@ pub fn what_was_written_before_an_entry_is_seen_with_it() -> u64 {
     of_width(1) + of_width(2)
 }
 
+/// Keys of one shard, as 0 is; two fit.
+const KEYS: [u64; 3] = [16, 32, 48];
+
+/// What the file has at each of them.
+fn slice() -> cowimg::Result<Option<Slice>> {
+    Ok(Some(Slice::new([0].into_iter(), 1)))
+}
+
 /// A slice that somebody holds is the only copy, whatever the other thread loads and evicts meanwhile.
 pub fn a_slice_that_is_held_is_the_only_copy() -> u64 {
-    /// Keys of one shard; two fit.
-    const KEYS: [u64; 3] = [16, 32, 48];
-    let slice = || Ok(Some(Slice::new([0].into_iter(), 1)));
     every_order(3, move || {
         let cache = Arc::new(TableCache::new(0, 8));
         let other = Arc::clone(&cache);
@@ -97,9 +102,6 @@ pub fn a_slice_that_is_held_is_the_only_copy() -> u64 {
 
 /// A change is seen by every look from then on, whatever looks hold and whatever is evicted meanwhile.
 pub fn what_a_look_holds_is_the_only_copy() -> u64 {
-    /// Keys of one shard; two fit.
-    const KEYS: [u64; 3] = [16, 32, 48];
-    let slice = || Ok(Some(Slice::new([0].into_iter(), 1)));
     every_order(2, move || {
         let cache = Arc::new(TableCache::new(0, 8));
         let other = Arc::clone(&cache);
