@@ -1,7 +1,9 @@
 //! Programs, and the library, that have a file open while others try to.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -84,8 +86,10 @@ impl Holder {
             Manner::Sharing => &["-r", "-U"],
         });
         command.args(arguments);
-        // It waits for commands until its input ends.
-        Holder::start(command.stdin(Stdio::piped()))
+        // It asks for a command when everything is open, and waits for one until its input ends.
+        let mut holder = Holder::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        holder.wait_for_prompt();
+        holder
     }
 
     /// `qemu-storage-daemon` that exports the image; `None` where it is not installed.
@@ -111,9 +115,9 @@ impl Holder {
             .arg(format!("type=nbd,id=export,node-name=disk,writable={writable}"))
             .arg("--pidfile")
             .arg(&ready);
-        let holder = Holder::start(&mut command);
+        let mut holder = Holder::start(command.stdout(Stdio::null()));
         // It writes the file when everything is set up.
-        wait_for("qemu-storage-daemon", || ready.exists());
+        holder.wait_until(|_| ready.exists());
         let _ = std::fs::remove_file(ready);
         Some(holder)
     }
@@ -122,9 +126,9 @@ impl Holder {
     pub(crate) fn commit(path: &Path, base: &Path) -> Holder {
         let mut command = qemu_tools::command("qemu-img");
         command.args(["commit", "-q", "-d", "-r", "1024", "-b"]).arg(base).arg(path);
-        let holder = Holder::start(&mut command);
-        let pid = holder.pid();
-        wait_for("the commit", || locks_of(pid).iter().any(|line| line.contains(" 200 ")));
+        let mut holder = Holder::start(command.stdout(Stdio::null()));
+        // The job bears no reader of the image between, which nobody does who just opens images.
+        holder.wait_until(|pid| locks_of(pid, |_| true).iter().any(|line| has_byte(line, 200)));
         holder
     }
 
@@ -147,16 +151,47 @@ impl Holder {
         }
     }
 
+    /// The locks that it has on a file, without the number of a line, in order.
+    pub(crate) fn locks_on(&self, path: &Path) -> Vec<String> {
+        let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        let wanted = identity(path).expect("the file is there");
+        let mut locks = locks_of(self.pid(), |open| identity(open).is_ok_and(|found| found == wanted));
+        locks.sort();
+        locks
+    }
+
     fn start(command: &mut Command) -> Holder {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the holder starts");
-        let mut process = Process(child);
-        let pid = process.0.id();
-        wait_for("the holder", || {
-            let ended = process.0.try_wait().expect("the holder can be asked");
+        Holder::Process(Process(command.stderr(Stdio::null()).spawn().expect("the holder starts")))
+    }
+
+    /// Waits for a program that says when it is ready.
+    fn wait_for_prompt(&mut self) {
+        let Process(child) = self.process();
+        let mut prompt = [0; 9];
+        let read = child.stdout.as_mut().expect("its output is a pipe").read_exact(&mut prompt);
+        assert!(
+            read.is_ok() && &prompt == b"qemu-io> ",
+            "the holder could not open its file: {read:?}, {prompt:?}"
+        );
+    }
+
+    /// Waits for a program that shows it otherwise; `is_ready` gets its number.
+    fn wait_until(&mut self, is_ready: impl Fn(u32) -> bool) {
+        let Process(child) = self.process();
+        let started = Instant::now();
+        while !is_ready(child.id()) {
+            let ended = child.try_wait().expect("the holder can be asked");
             assert!(ended.is_none(), "the holder could not open its file: {ended:?}");
-            has_locks(pid)
-        });
-        Holder::Process(process)
+            assert!(started.elapsed() < Duration::from_secs(60), "the holder is not ready after a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn process(&mut self) -> &mut Process {
+        match self {
+            Holder::Process(process) => process,
+            Holder::Image(_) | Holder::Guest(_) => unreachable!("no program"),
+        }
     }
 }
 
@@ -168,25 +203,24 @@ fn options_of(manner: Manner) -> OpenOptions {
     }
 }
 
-/// Whether a process has all the locks that it takes: they are taken at once, before it waits for anything.
-fn has_locks(pid: u32) -> bool {
-    let before = locks_of(pid);
-    std::thread::sleep(Duration::from_millis(30));
-    !before.is_empty() && before.len() == locks_of(pid).len()
+/// The locks of a process on the files that are wanted, as the host lists them with each open file: its list of all
+/// locks is read piece by piece, so that lines are missed or come twice while others lock and unlock.
+fn locks_of(pid: u32, is_wanted: impl Fn(&Path) -> bool) -> Vec<String> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let Ok(entries) = std::fs::read_dir(process.join("fdinfo")) else { return Vec::new() };
+    let numbers = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+    let wanted = numbers.filter(|number| is_wanted(&process.join("fd").join(number)));
+    let texts = wanted.filter_map(|number| std::fs::read_to_string(process.join("fdinfo").join(number)).ok());
+    let lock = |line: &str| {
+        let words = line.strip_prefix("lock:")?.split_whitespace();
+        Some(words.skip(1).collect::<Vec<_>>().join(" "))
+    };
+    texts.flat_map(|text| text.lines().filter_map(lock).collect::<Vec<_>>()).collect()
 }
 
-/// The locks of a process, as the host lists them.
-fn locks_of(pid: u32) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return Vec::new() };
-    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
-    let lines = texts.flat_map(|text| text.lines().map(|line| format!("{line} ")).collect::<Vec<_>>());
-    lines.filter(|line| line.starts_with("lock:")).collect()
-}
-
-fn wait_for(what: &str, mut is_ready: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_ready() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{what} is not ready after 20 seconds");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+/// Whether a line of [`locks_of`] has a byte of the file: it ends with the first and the last one.
+fn has_byte(line: &str, byte: u64) -> bool {
+    let mut ends = line.rsplit(' ').map(|word| word.parse().ok());
+    let (last, first) = (ends.next().flatten(), ends.next().flatten());
+    first.zip(last).is_some_and(|(first, last): (u64, u64)| (first..=last).contains(&byte))
 }

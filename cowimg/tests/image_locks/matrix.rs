@@ -1,7 +1,5 @@
 //! Every operation on every file beside every holder.
 
-use std::os::unix::fs::MetadataExt;
-
 use cowimg::{Access, Format, Image, LayerChoice};
 
 use crate::holder::{Holder, Manner, Who};
@@ -127,19 +125,9 @@ fn beside_a_guests_raw_disk() {
     compare_beside(&lab, &holder, "a guest's disk");
 }
 
-/// The locks themselves, as the kernel lists them for each file of the lab.
-fn locked_bytes(lab: &Lab) -> Vec<(&'static str, Vec<String>)> {
-    let list = std::fs::read_to_string("/proc/locks").expect("the kernel lists locks");
-    let of = |name| {
-        let inode = std::fs::metadata(lab.path(name)).expect("the file is there").ino();
-        let lines = list.lines().filter(|line| line.contains(&format!(":{inode} ")));
-        // All but the number of the line and the process, which is none.
-        let mut locks: Vec<String> =
-            lines.map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect();
-        locks.sort();
-        (name, locks)
-    };
-    FILES.into_iter().map(of).collect()
+/// The locks themselves that the holder has on each file of the lab.
+fn locked_bytes(lab: &Lab, holder: &Holder) -> Vec<(&'static str, Vec<String>)> {
+    FILES.into_iter().map(|name| (name, holder.locks_on(&lab.path(name)))).collect()
 }
 
 #[test]
@@ -149,8 +137,8 @@ fn the_library_locks_the_bytes_that_qemu_locks() {
             let lab = Lab::new();
             let [theirs, ours] = [Who::QemuIo, Who::Library].map(|who| {
                 let hold = if is_part { Holder::of_part } else { Holder::of };
-                let _holder = hold(who, manner, &lab.path(name));
-                locked_bytes(&lab)
+                let holder = hold(who, manner, &lab.path(name));
+                locked_bytes(&lab, &holder)
             });
             assert!(theirs.iter().any(|(_, locks)| !locks.is_empty()));
             assert_eq!(ours, theirs, "{manner:?} {name}, a part: {is_part}");
