@@ -1,7 +1,7 @@
 //! Making the disk smaller.
 //!
 //! ```text
-//!   1. discard      what lies past the new end reads as zeroes, durably
+//!   1. discard      what lies past the new end reads as zeroes, durably, also in the last cluster that stays
 //!   2. size         one write of the header (W5)
 //!   3. drop tables  L1 entries past the end go, then (W3) what they led to is free
 //!   4. cut          refcount blocks at the end that count nothing go, and the file ends after its last cluster
@@ -10,6 +10,7 @@
 //! A crash after 1 leaves the old size and zeroes in the part that was to go; after 2 the new size and, past the end of
 //! the disk, tables that say "zero" or nothing. In no case does older content come to light when the disk grows again.
 
+use std::io;
 use std::sync::PoisonError;
 
 use super::Qcow2;
@@ -35,6 +36,7 @@ impl Qcow2 {
         let first_silent = self.geometry.l1_entries_for(below).max(kept_tables);
         self.drop_tables(first_silent)?;
         let start = self.end_of_last_cluster(new_size);
+        self.zero_tail(ByteRange::between(new_size, start.min(old_size)))?;
         let end = self.end_of_last_cluster(old_size).min(first_silent.saturating_mul(coverage));
         self.remap(ByteRange::between(start, end.max(start)), Wish::Discard)?;
         self.commit()?;
@@ -43,6 +45,16 @@ impl Qcow2 {
         let table_end = kept_tables.saturating_mul(coverage);
         self.remap(ByteRange::between(start.min(table_end), table_end), Wish::Forget)?;
         self.cut_file()
+    }
+
+    /// Zeroes what goes of the last cluster that stays: QEMU does not when it grows the disk, and would show it.
+    fn zero_tail(&self, tail: ByteRange) -> Result<()> {
+        match self.write_zero_bytes(tail) {
+            // What is shared or compressed takes space to change, of which a full disk may have none, and the disk is to get
+            // smaller; growing it here zeroes the tail, too.
+            Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) => Ok(()),
+            done => done,
+        }
     }
 
     /// Removes the L2 tables from this L1 index on, with all that they refer to.
