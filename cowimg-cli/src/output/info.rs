@@ -91,16 +91,21 @@ pub(crate) fn json_chain(layers: &[Titled]) -> Json {
 
 /// The file beneath the image, as a node of its own.
 fn file_node(info: &ImageInfo) -> Json {
-    let nothing = Json::Object(vec![("type", "file".into()), ("data", Json::Object(vec![]))]);
+    let specific = Json::Object(vec![("type", "file".into()), ("data", Json::Object(file_specific(info)))]);
     Json::Object(vec![
         ("children", Json::List(vec![])),
         ("virtual-size", info.file_len.into()),
         ("filename", name(info).into()),
         ("format", protocol(info).into()),
         ("actual-size", info.disk_size.into()),
-        ("format-specific", nothing),
+        ("format-specific", specific),
         ("dirty-flag", false.into()),
     ])
+}
+
+/// What only some files have.
+fn file_specific(info: &ImageInfo) -> Vec<(&'static str, Json)> {
+    info.extent_size_hint.map(|size| ("extent-size-hint", u64::from(size).into())).into_iter().collect()
 }
 
 /// The name that the image was opened by.
@@ -253,7 +258,13 @@ fn human_layer(layer: &Titled, out: &mut dyn Write) -> io::Result<()> {
     write_line(out, "    filename: ", name(info))?;
     writeln!(out, "    protocol type: {}", protocol(info))?;
     writeln!(out, "    file length: {} ({} bytes)", human_size(info.file_len), info.file_len)?;
-    writeln!(out, "    disk size: {}", human_size(info.disk_size))
+    writeln!(out, "    disk size: {}", human_size(info.disk_size))?;
+    let specific = file_specific(info);
+    if !specific.is_empty() {
+        writeln!(out, "    Format specific information:")?;
+        human_fields(&specific, 2, out)?;
+    }
+    Ok(())
 }
 
 /// The fields of an object, one per line; keys lose their hyphens.

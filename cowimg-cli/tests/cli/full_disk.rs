@@ -5,9 +5,10 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use crate::mounted::{Disk, on_a_disk};
 use crate::workbench::Workbench;
 
 /// Verbs that write to images of the template, and what they are called by. Each needs space for what it does.
@@ -64,54 +65,6 @@ fn template() -> Workbench {
     bench
 }
 
-/// A small file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Disk {
-    /// In memory, which every user may have in a namespace of his own.
-    Memory,
-    /// ext4 in a file, which root alone may mount: space that is promised before it is given, and a journal.
-    Ext4,
-}
-
-impl Disk {
-    /// Mounts it at ./disk; the exit code 99 says that this cannot be done.
-    fn mount(self) -> &'static str {
-        match self {
-            Disk::Memory => "mount -t tmpfs -o size=6000k none disk || exit 99",
-            Disk::Ext4 => {
-                "PATH=$PATH:/usr/sbin:/sbin; rm -f disk.ext4; truncate -s 12M disk.ext4 && \
-                 mkfs.ext4 -q -b 4096 -m 0 -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 disk.ext4 && \
-                 mount -o loop disk.ext4 disk && rmdir disk/lost+found || exit 99"
-            }
-        }
-    }
-
-    /// How a namespace is made in which it may be mounted.
-    fn namespace(self) -> &'static [&'static str] {
-        match self {
-            Disk::Memory => &["--map-root-user", "--mount"],
-            Disk::Ext4 => &["--mount"],
-        }
-    }
-}
-
-/// Runs a shell script with a small file system at ./disk that nobody else sees; `None` where that is not allowed.
-fn on_a_disk(bench: &Workbench, disk: Disk, script: &str) -> Option<Output> {
-    fs::create_dir_all(bench.path("disk")).unwrap();
-    let script = format!("{}\n{script}", disk.mount());
-    let output = bench.command("unshare").args(disk.namespace()).args(["sh", "-c", &script]).output();
-    let Ok(output) = output else {
-        eprintln!("no unshare (package util-linux): not tried");
-        return None;
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.code() == Some(99) || said.contains("unshare failed") || said.contains("not permitted") {
-        eprintln!("LEFT OUT: {disk:?} cannot be mounted here (ext4: as root, with e2fsprogs): {said}");
-        return None;
-    }
-    Some(output)
-}
-
 /// Says what is wrong with the images in the folder disk, of which the originals are here. One that has its old bytes is as
 /// it was; of the others, those in `same` must read as before and all must be sound, hurt.qcow2 after a repair.
 fn judged(same: &str) -> String {
@@ -149,7 +102,7 @@ fn fill_the_disk(disk: Disk, verbs: &[&str]) {
     for verb in verbs {
         for room in [0, 24] {
             let script = format!(
-                "cp *.qcow2 noise.img disk; cd disk; head -c {room}k /dev/zero > room; {FILL}; rm room; {program} {verb} >said 2>&1; code=$?; rm fill*; cd ..; cat disk/said >&2; rm -f disk/said; {}; \
+                "cp *.qcow2 noise.img disk; cd disk; head -c {room}k /dev/zero > room; {FILL}; rm room; {program} {verb} >../said 2>&1; code=$?; rm fill*; cd ..; cat said >&2; {}; \
                  exit $code",
                 judged(same_after(verb))
             );

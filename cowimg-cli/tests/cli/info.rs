@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::mounted::{Disk, on_a_disk};
 use crate::workbench::{self, Workbench};
 
 /// The report in all its forms.
@@ -20,6 +21,29 @@ fn patch(bench: &Workbench, name: &str, offset: usize, byte: u8) {
     let mut bytes = fs::read(bench.path(name)).expect("the image can be read");
     bytes[offset] = byte;
     fs::write(bench.path(name), bytes).expect("the image can be written");
+}
+
+/// XFS gives a file space in steps that its maker asked for.
+#[test]
+fn the_steps_in_which_a_file_gets_space_are_told() {
+    if workbench::reference_is_older() {
+        return;
+    }
+    let bench = Workbench::new();
+    let script = format!(
+        "cd disk; qemu-img create -q -f raw base.raw 1M; qemu-img create -q -o extent_size_hint=0 -f raw none.raw 1M; \
+         qemu-img create -q -f qcow2 -b base.raw -F raw -o extent_size_hint=64k top.qcow2; \
+         {program} create -q two.qcow2 1M; cp base.raw copy.raw; \
+         for image in *.qcow2 *.raw; do for form in '' --output=json '-b --output=human'; do \
+         qemu-img info $form $image >theirs; {program} info $form $image >ours; \
+         cmp theirs ours || cat theirs ours; grep -c extent.size ours >&2; done; done",
+        program = env!("CARGO_BIN_EXE_cowimg")
+    );
+    let Some(output) = on_a_disk(&bench, Disk::Xfs, &script) else { return };
+    let (said, found) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(found.is_empty(), "{found}{said}");
+    // One of each file: top.qcow2 (and the one below it), two.qcow2, base.raw, copy.raw, none.raw.
+    assert_eq!(said.split_whitespace().collect::<String>(), "112111111000000", "{said}");
 }
 
 /// What a header says is shown whether anybody knows it or not.

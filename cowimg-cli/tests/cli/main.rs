@@ -24,6 +24,7 @@ mod killed;
 mod known_attacks;
 mod locks;
 mod map;
+mod mounted;
 mod naming_order;
 mod power;
 #[path = "../../../cowimg/tests/power_cut/mod.rs"]

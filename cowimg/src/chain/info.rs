@@ -17,7 +17,7 @@ use crate::format::qcow2::{
 };
 use crate::limits::Limits;
 use crate::qcow2::{BitmapInfo, luks_place, read_bitmap_directory, read_snapshots};
-use crate::storage::Storage;
+use crate::storage::{Storage, extent_size_hint};
 
 /// What one image file says of itself.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct ImageInfo {
     pub file_len: u64,
     /// Space that the host has given to the file, in bytes.
     pub disk_size: u64,
+    /// Bytes of the steps in which the host gives space to the file, where it was told so (XFS).
+    pub extent_size_hint: Option<u32>,
     /// The file is a device of the host.
     pub is_device: bool,
     /// Bytes in a cluster, for formats that have clusters.
@@ -129,16 +131,15 @@ impl ImageInfo {
         let io = |error| Error::io("read the size of the file", error);
         let disk_len = storage.len().map_err(io)?.next_multiple_of(512);
         // The image may be a part of its file.
-        let file_len = match &found.file {
-            Some(file) => file.len().map_err(io)?.next_multiple_of(512),
-            None => disk_len,
-        };
+        let file: &dyn Storage = found.file.as_deref().map_or(storage, |file| file);
+        let file_len = file.len().map_err(io)?.next_multiple_of(512);
         Ok(ImageInfo {
             path: path.map(Path::to_path_buf),
             format: found.kind.format(),
             virtual_size: found.kind.disk_size(disk_len),
             file_len,
             disk_size: storage.allocated_bytes().map_err(io)?,
+            extent_size_hint: file.host_file().and_then(extent_size_hint),
             is_device: path.is_some_and(is_device),
             cluster_size: found.kind.cluster_size(),
             backing: backing_info(found),

@@ -1,6 +1,8 @@
 //! What a file system is told of a new file before anything is in it: not to copy it on write, and in which steps to give it
 //! space. Where the file system knows no such thing, nothing is lost: these are hints, and refusals go unsaid.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
 
@@ -44,18 +46,23 @@ impl FileStorage {
             let _known_to_few = ioctl_setflags(self.file(), flags | IFlags::NOCOW);
         }
         let extent_size = wanted.extent_size_hint.unwrap_or(DEFAULT_EXTENT_SIZE);
-        if let Ok(mut attributes) = self.attributes() {
+        if let Ok(mut attributes) = attributes(self.file().as_fd()) {
             attributes.flags |= HAS_EXTENT_SIZE;
             attributes.extent_size = extent_size;
             // SAFETY: the request takes exactly this structure, which lives until it returns, and changes no memory.
             let _known_to_few = unsafe { ioctl(self.file(), Setter::<SET, FileAttributes>::new(attributes)) };
         }
     }
+}
 
-    fn attributes(&self) -> rustix::io::Result<FileAttributes> {
-        // SAFETY: the request fills exactly this structure, of which every pattern of bits is a value.
-        unsafe { ioctl(self.file(), Getter::<GET, FileAttributes>::new()) }
-    }
+/// The bytes of the steps in which a file is given space, where it has such a hint.
+pub(crate) fn extent_size_hint(file: BorrowedFd<'_>) -> Option<u32> {
+    attributes(file).ok().map(|attributes| attributes.extent_size).filter(|&size| size != 0)
+}
+
+fn attributes(file: BorrowedFd<'_>) -> rustix::io::Result<FileAttributes> {
+    // SAFETY: the request fills exactly this structure, of which every pattern of bits is a value.
+    unsafe { ioctl(file, Getter::<GET, FileAttributes>::new()) }
 }
 
 #[cfg(test)]
@@ -65,7 +72,11 @@ mod tests {
 
     #[test]
     fn no_file_system_minds_the_hints() {
-        let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir_in(".").expect("a folder")];
+        // Where this test's program is: often another file system than that of temporary files.
+        let program = std::env::current_exe().expect("it has a name");
+        let target = program.parent().expect("it is in a folder");
+        let folders =
+            [tempfile::tempdir().expect("a folder"), tempfile::tempdir_in(target).expect("a folder")];
         for folder in folders {
             let file =
                 FileStorage::open(folder.path().join("new"), &FileOptions::create_new()).expect("a file");

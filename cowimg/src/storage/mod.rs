@@ -44,6 +44,7 @@ pub use faulty::{CrashChoice, Fault, FaultyStorage, Operation, OperationKind};
 pub use file::{Access, Creation, FileOptions, FileStorage, HostCache};
 pub(crate) use file_system::{SHARED_BLOCK, may_share};
 pub use host_attributes::HostAttributes;
+pub(crate) use host_attributes::extent_size_hint;
 pub(crate) use host_cache::{read_cached, will_read, will_sync};
 pub use lock::{FileUse, Permissions};
 pub use mapped::MappedStorage;
