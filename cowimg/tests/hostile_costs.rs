@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use cowimg::check::{
@@ -61,10 +61,17 @@ const MIB: usize = 1 << 20;
 /// What images may take that have nothing large in them: buffers of the jobs, caches.
 const USUAL: usize = 16 * MIB;
 
+/// Held by the test that runs: what another takes meanwhile would be counted as this one's.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Keeps other tests from running until it is dropped.
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs `work`, which may take so many bytes of memory at a time.
 fn measured<T>(what: &str, memory: usize, work: impl FnOnce() -> T) -> T {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(matches!(ALONE.try_lock(), Err(TryLockError::WouldBlock)), "{what}: the test is not alone");
     let before = NOW.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     let start = Instant::now();
@@ -158,16 +165,19 @@ fn compression_bomb(compression: CompressionType) {
 
 #[test]
 fn a_deflate_bomb_costs_a_cluster() {
+    let _alone = alone();
     compression_bomb(CompressionType::Deflate);
 }
 
 #[test]
 fn a_zstd_bomb_costs_a_cluster() {
+    let _alone = alone();
     compression_bomb(CompressionType::Zstd);
 }
 
 #[test]
 fn a_compressed_cluster_that_claims_to_lie_past_the_end_of_the_file_is_refused() {
+    let _alone = alone();
     let storage = sound(16, CompressionType::Deflate);
     let l2 = word(&storage, word(&storage, L1_OFFSET as u64)) & 0x00ff_ffff_ffff_fe00;
     for place in [1 << 40, storage.len().unwrap() + 512, (1 << 53) - 512] {
@@ -182,6 +192,7 @@ fn a_compressed_cluster_that_claims_to_lie_past_the_end_of_the_file_is_refused()
 
 #[test]
 fn l2_tables_that_are_each_other_themselves_the_header_or_the_l1_table_cost_nothing() {
+    let _alone = alone();
     let storage = sound(9, CompressionType::Deflate);
     let l1 = word(&storage, L1_OFFSET as u64);
     let table = |index: u64| word(&storage, l1 + 8 * index) & 0x00ff_ffff_ffff_fe00;
@@ -209,6 +220,7 @@ fn l2_tables_that_are_each_other_themselves_the_header_or_the_l1_table_cost_noth
 
 #[test]
 fn a_refcount_table_of_millions_of_clusters_is_refused() {
+    let _alone = alone();
     for cluster_bits in [9, 16, 21] {
         let storage = sound(cluster_bits, CompressionType::Deflate);
         for clusters in [1_u32 << 24, 1 << 31, u32::MAX] {
@@ -224,6 +236,7 @@ fn a_refcount_table_of_millions_of_clusters_is_refused() {
 
 #[test]
 fn an_l1_table_of_billions_of_entries_is_refused() {
+    let _alone = alone();
     let storage = sound(16, CompressionType::Deflate);
     for entries in [1_u32 << 23, u32::MAX] {
         let hostile = changed(&storage, L1_ENTRIES, &entries.to_be_bytes());
@@ -234,6 +247,7 @@ fn an_l1_table_of_billions_of_entries_is_refused() {
 
 #[test]
 fn snapshots_that_overlap_the_header_cost_nothing_and_leave_it_whole() {
+    let _alone = alone();
     let storage = sound(9, CompressionType::Deflate);
     let table = word(&storage, SNAPSHOT_TABLE as u64) as usize;
     let header = storage.to_vec()[..104].to_vec();
@@ -257,6 +271,7 @@ fn snapshots_that_overlap_the_header_cost_nothing_and_leave_it_whole() {
 
 #[test]
 fn huge_numbers_of_snapshots_bitmaps_and_extensions_cost_nothing() {
+    let _alone = alone();
     let storage = sound(16, CompressionType::Deflate);
     for count in [65_536_u32, u32::MAX] {
         use_it("many snapshots", USUAL, &changed(&storage, SNAPSHOT_COUNT, &count.to_be_bytes()));
@@ -284,6 +299,7 @@ fn huge_numbers_of_snapshots_bitmaps_and_extensions_cost_nothing() {
 /// A file of half a tebibyte with nothing in it, whose clusters could all be counted.
 #[test]
 fn counting_takes_no_more_memory_than_a_limit_says() {
+    let _alone = alone();
     let storage = sound(9, CompressionType::Deflate);
     storage.set_len(1 << 39).expect("memory can be sparse");
     let limits = Limits::default().check_bytes(1 << 20);
@@ -302,6 +318,7 @@ fn counting_takes_no_more_memory_than_a_limit_says() {
 /// A key slot of four billion iterations, and a digest of as many.
 #[test]
 fn keys_that_take_an_hour_are_refused_where_a_limit_says_so() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("disk.luks");
     let passphrase = || Passphrase::new("open-sesame");
@@ -328,6 +345,7 @@ fn layer(backing: &str, format: &str) -> Vec<u8> {
 
 #[test]
 fn a_chain_that_comes_back_to_itself_is_refused() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = |name: &str| folder.path().join(name);
     for (name, backing) in [("self", "self"), ("a", "b"), ("b", "c"), ("c", "a"), ("dots", "../x/./dots")] {
@@ -346,6 +364,7 @@ fn a_chain_that_comes_back_to_itself_is_refused() {
 
 #[test]
 fn a_chain_of_ten_thousand_layers_is_refused_at_the_limit_and_at_its_end() {
+    let _alone = alone();
     // In memory, if the host has such a place: so many files take long on a disk.
     let place = Some(Path::new("/dev/shm")).filter(|place| place.is_dir());
     let place = place.map_or_else(std::env::temp_dir, Path::to_path_buf);
@@ -417,6 +436,7 @@ fn no_files(folder: &Path) -> Vec<String> {
 
 #[test]
 fn a_backing_file_that_is_no_file_is_refused_at_once() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let top = folder.path().join("top.qcow2");
     for name in no_files(folder.path()) {
@@ -432,6 +452,7 @@ fn a_backing_file_that_is_no_file_is_refused_at_once() {
 
 #[test]
 fn a_data_file_that_is_no_file_is_refused_at_once() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let top = folder.path().join("top.qcow2");
     for name in no_files(folder.path()) {
@@ -454,6 +475,7 @@ fn a_data_file_that_is_no_file_is_refused_at_once() {
 /// Files of the kernel have no length that would be theirs: as disks they are empty.
 #[test]
 fn files_of_the_kernel_are_empty_disks() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let top = folder.path().join("top.qcow2");
     for name in ["/proc/self/environ", "/proc/self/maps", "/proc/version", "/proc/self/mem"] {

@@ -1,6 +1,6 @@
 //! Images with several damaged fields at once, drawn at random where tables have their entries: a repair ends, what could
 //! be read reads the same, a second repair has nothing to do, and what is clean for us is clean for `qemu-img`.
-//! `COWIMG_REPAIRS` sets how many images of each kind are tried, `COWIMG_SEED` which.
+//! `COWIMG_REPAIRS` sets how many images of each kind are tried, `COWIMG_TEST_SEED` which.
 
 mod qemu_tools;
 
@@ -83,7 +83,8 @@ fn try_kind(kind: Kind) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("image.qcow2");
     let sound = Sound::with_clusters(kind, &path, CLUSTER);
-    let (images, first) = (setting("COWIMG_REPAIRS", IMAGES), setting("COWIMG_SEED", 1));
+    let images = setting("COWIMG_REPAIRS", IMAGES);
+    let first = 1 + setting("COWIMG_TEST_SEED", 0).saturating_mul(images);
     let (mut repaired, mut checked) = (0, 0);
     for seed in first..first + images {
         let bytes = damaged(&sound.bytes, &mut Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));

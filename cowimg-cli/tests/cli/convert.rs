@@ -2,10 +2,8 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
-use std::time::Duration;
 
-use crate::interrupted::has_a_nameless_file;
+use crate::interrupted::started;
 use crate::workbench::Workbench;
 
 #[test]
@@ -125,12 +123,7 @@ fn an_interrupted_copy_leaves_nothing_and_ends_by_the_signal() {
     let bench = Workbench::new();
     fs::write(bench.path("noise.img"), noise(96 << 20)).unwrap();
     for (signal, number) in [("INT", 2), ("TERM", 15)] {
-        let mut command = bench.command(env!("CARGO_BIN_EXE_cowimg"));
-        command.args(["convert", "-c", "-m", "1", "noise.img", "z.qcow2"]).stderr(Stdio::piped());
-        let child = command.spawn().unwrap();
-        while bench.names().len() == 1 && !has_a_nameless_file(&child, &bench) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let child = started(&bench, "cowimg", "convert -c -m 1 noise.img z.qcow2");
         let killed =
             bench.command("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
         assert!(killed.success());

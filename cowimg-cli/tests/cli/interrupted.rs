@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::workbench::Workbench;
 
-/// Starts the program, under a name, in a folder that has `names` files, and waits until it has made another,
-/// with a name or without.
-fn started(bench: &Workbench, program: &str, line: &str) -> Child {
+/// Starts the program, under a name, and waits until it has made a file more than are there, with a name or without.
+pub(crate) fn started(bench: &Workbench, program: &str, line: &str) -> Child {
     let before = bench.names().len();
     let mut command = bench.command(env!("CARGO_BIN_EXE_cowimg"));
     command.arg0(program).args(line.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -25,7 +24,7 @@ fn started(bench: &Workbench, program: &str, line: &str) -> Child {
 }
 
 /// Whether the program has a file of this folder open that has no name yet.
-pub(crate) fn has_a_nameless_file(child: &Child, bench: &Workbench) -> bool {
+fn has_a_nameless_file(child: &Child, bench: &Workbench) -> bool {
     let folder = fs::canonicalize(bench.folder()).unwrap();
     let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", child.id())) else { return false };
     let files = descriptors.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());

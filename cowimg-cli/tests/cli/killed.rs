@@ -168,11 +168,15 @@ fn a_kill_at_any_moment_of_any_verb_leaves_sound_images_and_no_half_ones() {
     for nth in 0..kills {
         let which = nth as usize % VERBS.len();
         let (line, left) = VERBS[which];
+        // The shortest of a few: one that had to wait would let the others end before they are killed.
         let whole = *durations[which].get_or_insert_with(|| {
-            let bench = copy(&template);
-            let start = Instant::now();
-            bench.cowimg_with(&arguments(line)).ok();
-            start.elapsed()
+            let runs = (0..3).map(|_| {
+                let bench = copy(&template);
+                let start = Instant::now();
+                bench.cowimg_with(&arguments(line)).ok();
+                start.elapsed()
+            });
+            runs.min().unwrap()
         });
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let delay = whole.mul_f64(f64::from((random >> 40) as u32) / f64::from(1 << 24));

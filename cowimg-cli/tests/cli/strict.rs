@@ -1,8 +1,9 @@
 //! The strict manner: command lines as getopt reads them, and what `create` announces, beside qemu-img.
 
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
+use crate::interrupted::started;
 use crate::workbench::{self, Workbench};
 
 fn same(bench: &Workbench, line: &str) {
@@ -130,33 +131,10 @@ fn the_version_is_read_by_scripts() {
 }
 
 #[test]
-fn a_creation_that_is_stopped_leaves_nothing() {
-    let bench = Workbench::new();
-    let mut command = bench.command(env!("CARGO_BIN_EXE_cowimg"));
-    let arguments = ["create", "-f", "qcow2", "-o", "preallocation=full", "big.qcow2", "64G"];
-    let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
-    let started = Instant::now();
-    while bench.names().is_empty() && started.elapsed() < Duration::from_secs(10) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    let status = child.wait().unwrap();
-    assert!(!status.success());
-    assert!(bench.names().is_empty(), "{:?}", bench.names());
-}
-
-#[test]
 fn how_far_a_job_is_can_be_asked_for() {
     let bench = Workbench::new();
-    let mut command = bench.command(env!("CARGO_BIN_EXE_cowimg"));
-    let arguments = ["create", "-f", "raw", "-o", "preallocation=full", "big.raw", "64G"];
-    let child = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let child = started(&bench, "cowimg", "create -f raw -o preallocation=full big.raw 64G");
     let id = child.id().to_string();
-    let started = Instant::now();
-    while bench.names().is_empty() && started.elapsed() < Duration::from_secs(10) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
     for signal in ["-USR1", "-INT"] {
         std::thread::sleep(Duration::from_millis(50));
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());

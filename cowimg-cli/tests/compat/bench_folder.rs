@@ -135,7 +135,7 @@ impl BenchFolder {
     /// A program, to be run in the folder of this side, which ends when it takes too long.
     pub(crate) fn command(&self, side: Side, program: &Path) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["-k", "1", "20"]).arg(program);
+        command.args(["-k", "1", "120"]).arg(program);
         command.current_dir(self.folder(side)).stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
         command
     }

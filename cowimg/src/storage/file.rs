@@ -700,7 +700,9 @@ mod tests {
             storage.read_exact_at(&mut found, 0).unwrap();
             assert!(found == expected, "{}", dir.display());
             storage.sync().unwrap();
-            assert_eq!(storage.allocated_bytes().unwrap(), 3 * LARGE, "{}", dir.display());
+            // With what the file system notes the places in, or has taken ahead.
+            let taken = storage.allocated_bytes().unwrap();
+            assert!((3 * LARGE..6 * LARGE).contains(&taken), "{}: {taken}", dir.display());
         }
     }
 

@@ -117,8 +117,7 @@ impl Holder {
             .arg(&ready);
         let mut holder = Holder::start(command.stdout(Stdio::null()));
         // It writes the file when everything is set up.
-        holder.wait_until(|_| ready.exists());
-        let _ = std::fs::remove_file(ready);
+        holder.wait_until(|_| std::fs::read_to_string(&ready).is_ok_and(|pid| pid.ends_with('\n')));
         Some(holder)
     }
 

@@ -64,6 +64,14 @@ impl Model {
     }
 }
 
+/// Whether somebody takes connections there: the name alone comes a moment before.
+fn is_listening(socket: &Path) -> bool {
+    const TAKES_CONNECTIONS: &str = "00010000";
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("the kernel lists sockets");
+    let mut lines = sockets.lines().filter(|line| line.ends_with(&format!(" {}", socket.display())));
+    lines.any(|line| line.split_whitespace().nth(3) == Some(TAKES_CONNECTIONS))
+}
+
 /// The dirty ranges of a bitmap as QEMU loads it.
 pub(crate) fn as_qemu_sees(path: &Path, name: &str) -> Vec<ByteRange> {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -75,7 +83,7 @@ pub(crate) fn as_qemu_sees(path: &Path, name: &str) -> Vec<ByteRange> {
         .spawn()
         .expect("qemu-nbd is installed (package qemu-utils)");
     let begun = Instant::now();
-    while !socket.exists() {
+    while !is_listening(&socket) {
         assert!(begun.elapsed() < Duration::from_secs(20), "qemu-nbd listens within 20 seconds");
         let ended = server.try_wait().expect("its state can be asked");
         assert!(ended.is_none_or(|status| status.success()), "qemu-nbd does not export {name}");

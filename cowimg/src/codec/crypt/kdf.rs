@@ -57,12 +57,17 @@ impl HashAlgorithm {
             let taken = start.elapsed();
             // Long enough to be measured, and no longer than it has to be.
             if taken >= Duration::from_millis(20) || iterations >= 1 << 26 {
-                let count = u128::from(iterations) * time.as_nanos() / taken.as_nanos().max(1);
-                return u64::try_from(count).unwrap_or(u64::MAX);
+                return in_proportion(iterations, taken, time);
             }
             iterations *= 2;
         }
     }
+}
+
+/// How many iterations take `time` where some took `taken`.
+fn in_proportion(iterations: u32, taken: Duration, time: Duration) -> u64 {
+    let count = u128::from(iterations) * time.as_nanos() / taken.as_nanos().max(1);
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -81,10 +86,10 @@ mod tests {
 
     #[test]
     fn more_time_is_more_iterations() {
-        let hash = HashAlgorithm::Sha256;
-        assert!(
-            hash.iterations_in(Duration::from_secs(2), 32)
-                > hash.iterations_in(Duration::from_millis(20), 32)
-        );
+        let (some, long) = (Duration::from_millis(20), Duration::from_secs(2));
+        assert_eq!(in_proportion(1024, some, long), 102_400);
+        assert_eq!(in_proportion(1024, long, some), 10);
+        assert_eq!(in_proportion(u32::MAX, Duration::ZERO, Duration::from_secs(1 << 40)), u64::MAX);
+        assert!(HashAlgorithm::Sha256.iterations_in(long, 32) > 0);
     }
 }
