@@ -39,7 +39,8 @@ pub(super) fn find(file: &File, byte: u8, owner: LockOwner) -> Option<LockHolder
             let wanted =
                 Wanted { identity: (metadata.dev(), metadata.ino()), byte, except: file.as_raw_fd() };
             let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| number_of(&entry.ok()?.path()));
-            pids.into_iter().find(|pid| wanted.is_held_by(*pid)).map(describe)
+            let found = pids.into_iter().find(|pid| wanted.is_held_by(*pid))?;
+            Some(describe(wanted.eldest(found)))
         }
     }
 }
@@ -52,10 +53,18 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// The one of a holder and its ancestors from whom the others have the open file: a child has those of its parent
+    /// until it starts its program.
+    fn eldest(&self, holder: u32) -> u32 {
+        let ancestors = std::iter::successors(parent_of(holder), |pid| parent_of(*pid));
+        ancestors.take_while(|pid| self.is_held_by(*pid)).last().unwrap_or(holder)
+    }
+
     fn is_held_by(&self, pid: u32) -> bool {
         let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
         let asks = |descriptor: u32| {
-            pid == std::process::id() && i32::try_from(descriptor).is_ok_and(|number| number == self.except)
+            i32::try_from(descriptor).is_ok_and(|number| number == self.except)
+                && (pid == std::process::id() || is_fork_of_this_one(pid))
         };
         descriptors.filter_map(|entry| number_of(&entry.ok()?.path())).any(|descriptor| {
             // The link leads to the open file, whatever has become of its name; this opens nothing.
@@ -82,6 +91,18 @@ fn locks_byte(line: &str, byte: u8) -> bool {
     matches!((start, end), (Some(start), Some(end)) if (start..=end).contains(&byte.into()))
 }
 
+/// The process that made it, the fourth word of its `stat`; the second is a name in brackets that may hold any.
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Whether a child has started no program of its own yet: it has what this process has open, under the same numbers.
+fn is_fork_of_this_one(pid: u32) -> bool {
+    let program = |of: &str| fs::read_link(format!("/proc/{of}/exe")).ok();
+    parent_of(pid) == Some(std::process::id()) && program(&pid.to_string()) == program("self")
+}
+
 fn number_of(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.parse().ok()
 }
@@ -97,6 +118,8 @@ fn describe(pid: u32) -> LockHolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::{FileOptions, FileStorage, FileUse, Permissions};
+    use std::process::Command;
 
     #[test]
     fn lines_of_fdinfo_are_understood() {
@@ -116,6 +139,26 @@ mod tests {
         assert_eq!(LockOwner::of_pid(-1), LockOwner::OpenFile);
         assert_eq!(LockOwner::of_pid(0), LockOwner::OpenFile);
         assert_eq!(LockOwner::of_pid(42), LockOwner::Process(42));
+    }
+
+    #[test]
+    fn a_child_that_has_the_file_open_is_not_taken_for_the_holder() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let options = FileOptions::read_write();
+        let holder = FileStorage::open(file.path(), &options).expect("it opens");
+        holder.lock(FileUse { takes: Permissions::WRITE, bears: Permissions::NONE }).expect("nobody has it");
+        let inherited = holder.file().try_clone().expect("it can be opened twice");
+        let mut child = Command::new("sleep").arg("60").stdin(inherited).spawn().expect("it starts");
+        let other = FileStorage::open(file.path(), &options).expect("it opens");
+        let metadata = other.file().metadata().expect("it has some");
+        let wanted = Wanted {
+            identity: (metadata.dev(), metadata.ino()),
+            byte: 101,
+            except: other.file().as_raw_fd(),
+        };
+        let found = (wanted.is_held_by(child.id()), wanted.eldest(child.id()));
+        child.kill().and_then(|()| child.wait()).expect("it ends");
+        assert_eq!(found, (true, std::process::id()));
     }
 
     #[test]
