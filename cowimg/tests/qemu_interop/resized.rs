@@ -191,12 +191,8 @@ fn options_for(growing: bool, preallocation: Preallocation) -> ResizeOptions {
     ResizeOptions { preallocation, shrink: Shrink::Allow }
 }
 
-const PREALLOCATIONS: [(Preallocation, &str); 4] = [
-    (Preallocation::Off, "off"),
-    (Preallocation::Metadata, "metadata"),
-    (Preallocation::Falloc, "falloc"),
-    (Preallocation::Full, "full"),
-];
+const PREALLOCATIONS: [Preallocation; 4] =
+    [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
 
 /// The snapshot holds what it did, in its own size. QEMU reads it in the size that the disk has now.
 fn assert_kept(path: &Path, snapshot: &Model, disk: &Model) {
@@ -225,14 +221,13 @@ fn try_resizes(cluster: u64, words: &str) {
         operate(&path, &mut model, cluster);
         let size = (1 + operations.rng().below(4 * 1024 * 1024 / 512)) * 512;
         let growing = size > model.size();
-        let (preallocation, word) = *operations.rng().pick(&PREALLOCATIONS);
-        // Where QEMU cut a cluster it shows the rest again when it grows the disk.
+        let preallocation = *operations.rng().pick(&PREALLOCATIONS);
+        // Where QEMU cut a cluster it shows the rest again when it grows the disk: that is left to us.
         let by_qemu = operations.rng().below(4) == 0 && !(growing && cut_by_qemu);
         cut_by_qemu = !growing && (by_qemu || cut_by_qemu);
         if by_qemu {
-            let word = if growing { word } else { "off" };
-            let words = format!("resize -q --shrink --preallocation={word}");
-            qemu_tools::img(&words, &[&path, Path::new(&size.to_string())]);
+            // Nor does it preallocate well where the file has free clusters: what they held shows, or it refuses.
+            qemu_tools::img("resize -q --shrink", &[&path, Path::new(&size.to_string())]);
         } else {
             let image = subject::open_writable(&path);
             image.resize(size, &options_for(growing, preallocation)).expect("the resize succeeds");
