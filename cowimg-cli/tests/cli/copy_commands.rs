@@ -238,6 +238,7 @@ fn bench_reports_as_qemu_img_does() {
         "bench -w -c 200 -d 16 --flush-interval=50 -f qcow2 marked.qcow2",
         "bench -w -c 210 -d 16 --flush-interval=50 --no-drain --pattern=7 -f qcow2 marked.qcow2",
         "bench -c 100 -d 1 -s 64k -S 128k -o 1M -t none -f raw base.img",
+        "bench -c 100 -d 3 -s 64k -S 128k -o 1M -f raw base.img",
         "bench -c 100 -i threads -n -U -f raw base.img",
         "bench -c 20 -s 128M -f raw base.img",
         "bench -c 20 -n -t none -f raw base.img",

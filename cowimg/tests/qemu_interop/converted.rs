@@ -60,7 +60,7 @@ fn a_sparse_disk_survives_the_round_trip_and_stays_sparse() {
         file.write_all_at(&noise(index as u64, 4096), offset).expect("the source can be written");
     }
     // Zeroes that are stored: a conversion leaves them out.
-    file.write_all_at(&vec![0; 3 << 20], 40 << 20).expect("the source can be written");
+    file.write_all_at(&vec![0; 16 << 20], 40 << 20).expect("the source can be written");
     for cluster in [4096, 65536] {
         try_round_trip(folder.path(), &raw, cluster);
         for name in [format!("{cluster}.qcow2"), format!("{cluster}.raw")] {
